@@ -1,0 +1,170 @@
+"""What every layer asks of its arguments: shapes, dtypes, ranges, said in one line when wrong.
+
+Letters: T time, B batch, D input, H hidden. The checks look at static facts (shape, dtype), so
+they cost nothing inside a compiled program; the values of ``lengths`` are looked at only where
+they are known before the program runs.
+"""
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raises ``ValueError`` unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def positive_int(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` is a whole number of at least 1."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ValueError(f"{name}: got {value!r}, expected a whole number >= 1")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` is None or a finite number above 0."""
+    if value is None or isinstance(value, jax.core.Tracer):
+        return
+    try:
+        fine = 0 < float(value) < float("inf")
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise ValueError(f"{name}: got {value!r}, expected None or a finite number > 0")
+
+
+def rate(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` is a probability with 0 <= value < 1."""
+    try:
+        fine = 0.0 <= float(value) < 1.0
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise ValueError(f"{name}: got {value!r}, expected 0 <= {name} < 1")
+
+
+def shape(name: str, array: Any, expected: Sequence[int | str]) -> None:
+    """Raises ``ValueError`` unless ``array`` has the expected shape; a string stands for any size."""
+    got = jnp.shape(array)
+    fits = len(got) == len(expected) and all(
+        isinstance(want, str) or size == want for size, want in zip(got, expected, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"{name}: got shape {list(got)}, expected [{', '.join(map(str, expected))}]"
+        )
+
+
+def floating(name: str, array: Any) -> None:
+    """Raises ``ValueError`` unless ``array`` holds floating point numbers."""
+    dtype = jnp.result_type(array)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"{name}: got dtype {dtype}, expected a floating point dtype")
+
+
+def layer_inputs(name: str, x: Any, params: tuple) -> tuple[jnp.dtype, jnp.dtype]:
+    """Checks inputs against the weights that read them; returns the two dtypes of a layer.
+
+    Args:
+      name: what the inputs are called.
+      x: [..., D] inputs.
+      params: a NamedTuple of arrays (or None), each in its own dtype, with a ``w_x`` [D, ·].
+
+    Returns:
+      ``(compute, keep)``: products are taken, and ``h`` is kept, in ``compute``, the promotion of
+      the inputs' and the parameters' dtypes; sums, gates and the cell state are kept in ``keep``,
+      which is ``compute`` but never less than float32.
+    """
+    size = params.w_x.shape[0]
+    if jnp.ndim(x) == 0 or jnp.shape(x)[-1] != size:
+        got = list(jnp.shape(x))
+        raise ValueError(f"{name}: got shape {got}, expected [..., {size}] to fit params.w_x")
+    floating(name, x)
+    dtypes = [jnp.result_type(x)]
+    for field, array in zip(params._fields, params, strict=True):
+        if array is not None:
+            floating(f"params.{field}", array)
+            dtypes.append(jnp.result_type(array))
+    # Promotion is this layer's stated rule, so it holds for users of strict promotion too.
+    with jax.numpy_dtype_promotion("standard"):
+        compute = reduce(jnp.promote_types, dtypes)
+        return compute, jnp.promote_types(compute, jnp.float32)
+
+
+def weights_dtype(dtype: Any) -> None:
+    """Raises ``ValueError`` unless ``dtype`` is a floating point dtype."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype: got {jnp.dtype(dtype)}, expected a floating point dtype")
+
+
+def states(state: Any, kind: type, shapes: Sequence[Sequence[int]]) -> None:
+    """Raises ``ValueError`` unless ``state`` is a ``kind`` whose fields have the given shapes."""
+    if not isinstance(state, kind):
+        fields = ", ".join(kind._fields)
+        raise ValueError(
+            f"state: got {type(state).__name__}, expected {kind.__name__}({fields}) or None"
+        )
+    for name, array, expected in zip(kind._fields, state, shapes, strict=True):
+        shape(f"state.{name}", array, expected)
+        floating(f"state.{name}", array)
+
+
+def valid_steps(steps: int, batch: int, mask: Any, lengths: Any) -> jax.Array | None:
+    """The steps that count, as one array.
+
+    Args:
+      steps: T.
+      batch: B.
+      mask: [T, B] bool, integer or floating (non-zero: the step is valid), or None.
+      lengths: [B] integers in 0 … T (step t of row b is valid iff t < lengths[b]), or None.
+
+    Returns:
+      [T, B] bool, true where both say valid; None when neither is given.
+
+    Raises:
+      ValueError: a wrong shape or dtype, or a length outside 0 … T.
+    """
+    valid = None
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        shape("mask", mask, (steps, batch))
+        if jnp.issubdtype(mask.dtype, jnp.complexfloating):
+            raise ValueError(f"mask: got dtype {mask.dtype}, expected bool, integer or floating")
+        valid = mask != jnp.zeros((), mask.dtype)
+    if lengths is not None:
+        lengths = _checked_lengths(lengths, steps, batch)
+        times = jnp.arange(steps, dtype=lengths.dtype)
+        within = times[:, None] < lengths[None, :]
+        valid = within if valid is None else valid & within
+    return valid
+
+
+def _checked_lengths(lengths: Any, steps: int, batch: int) -> jax.Array:
+    """[B] integer lengths; their range is checked where the values are known while tracing."""
+    known = None if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)
+    dtype = lengths.dtype if known is None else known.dtype
+    if not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(f"lengths: got dtype {dtype}, expected an integer dtype")
+    shape("lengths", lengths if known is None else known, (batch,))
+    if known is not None and known.size and (known.min() < 0 or known.max() > steps):
+        bad = known[(known < 0) | (known > steps)][0]
+        raise ValueError(f"lengths: got {bad}, expected 0 <= lengths <= {steps} (T)")
+    # int32 holds any length; a small unsigned or 8-bit dtype might not hold T.
+    return jnp.asarray(lengths).astype(jnp.int32)
+
+
+def reset_steps(steps: int, batch: int, resets: Any) -> jax.Array | None:
+    """[T, B] bool, true where the state is to be reset before the step; None when not given."""
+    if resets is None:
+        return None
+    resets = jnp.asarray(resets)
+    shape("resets", resets, (steps, batch))
+    if jnp.issubdtype(resets.dtype, jnp.complexfloating):
+        raise ValueError(f"resets: got dtype {resets.dtype}, expected bool, integer or floating")
+    return resets != jnp.zeros((), resets.dtype)

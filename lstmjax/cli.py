@@ -1,0 +1,261 @@
+"""Command lines: a frozen dataclass becomes the flags, and every wrong value gets one clear line.
+
+An experiment states its settings as a frozen dataclass, with a docstring below each field for
+`--help`, and starts with
+
+    if __name__ == "__main__":
+        cli.main(lambda: train(cli.parse(Config, presets=PRESETS, description=__doc__)))
+"""
+
+import dataclasses
+import difflib
+import io
+import linecache
+import math
+import os
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from lstmjax.data.dataset import DataError
+from lstmjax.records import RunError
+
+Config = TypeVar("Config")
+
+_WORDS = {int: "an integer", float: "a number", str: "text", type(None): "None"}
+
+
+class ConfigError(ValueError):
+    """A flag's value that cannot be used; the message is one clear line."""
+
+
+# ---- parsing ------------------------------------------------------------------------------------
+
+
+def parse(
+    config_class: type[Config],
+    *,
+    presets: Mapping[str, Config] | None = None,
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+) -> Config:
+    """Reads the command line into a frozen dataclass.
+
+    Every field is a flag `--field-name`; booleans are `--flag` and `--no-flag`. `--preset NAME`
+    chooses the defaults (so `--preset keras --help` shows the numbers of that preset), and every
+    other flag overrides it.
+
+    Args:
+      config_class: a dataclass; with presets it has a field `preset: str`.
+      presets: configurations by name. Without `--preset` the default of the field `preset` holds.
+      argv: the arguments; those of this process where None.
+      description: the text above the flags in `--help`.
+
+    Returns:
+      An instance of `config_class`.
+
+    Raises:
+      SystemExit: with 0 after `--help`; with 2 after one line `error: …` on standard error, which
+        names the flag, what came and what was expected.
+    """
+    import tyro
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    defaults = {} if presets is None else {"default": _preset(config_class, presets, argv)}
+    complaint = io.StringIO()
+    try:
+        # tyro draws its complaints as a box of several lines; ours is one line.
+        with redirect_stderr(complaint):
+            return tyro.cli(config_class, args=argv, description=description, **defaults)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    _fail(_explain(config_class, argv) or _condensed(complaint.getvalue()), 2)
+
+
+def _preset(config_class: type, presets: Mapping[str, Any], argv: Sequence[str]) -> Any:
+    """The preset that the arguments ask for (the last one, as with every flag)."""
+    name = next(f.default for f in dataclasses.fields(config_class) if f.name == "preset")
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag == "--preset" and (equals or i + 1 < len(argv)):
+            name = value if equals else argv[i + 1]
+    if name not in presets:
+        _fail(f"--preset: got {name!r}, expected one of {', '.join(presets)}", 2)
+    return presets[name]
+
+
+def _explain(config_class: type, argv: Sequence[str]) -> str | None:
+    """The first argument that does not fit the dataclass, in one line; None where all seem to."""
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    # Positional arguments and flags of several values are left to tyro.
+    one_each = not {typing.Annotated, tuple, list} & {typing.get_origin(h) for h in hints.values()}
+    flags = {name.replace("_", "-"): hint for name, hint in hints.items()}
+    rest = list(argv)
+    while rest:
+        argument = rest.pop(0)
+        flag, equals, value = argument.removeprefix("--").partition("=")
+        name = flag.replace("_", "-")
+        switch = name if flags.get(name) is bool else name.removeprefix("no-")
+        if not argument.startswith("--"):
+            if argument.startswith("-") and argument != "-h":
+                return f"{argument}: no such flag, see --help"
+            if one_each:
+                return f"got {argument!r}, expected a flag, see --help"
+            continue
+        if flags.get(switch) is bool:
+            stray = value if equals else next((a for a in rest[:1] if not a.startswith("-")), None)
+            if stray is not None:
+                return f"--{switch}: got {stray!r}, expected --{switch} or --no-{switch} alone"
+            continue
+        if name not in flags:
+            return f"--{flag}: no such flag, {_suggestion(name, flags)}"
+        kinds = _kinds(flags[name])
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                return f"--{name}: got no value, expected {_expected(kinds)}"
+            value = rest.pop(0)
+        if not any(_reads(kind, value) for kind in kinds):
+            return f"--{name}: got {value!r}, expected {_expected(kinds)}"
+    return None
+
+
+def _suggestion(name: str, flags: Mapping[str, Any]) -> str:
+    """The flag that looks most like a misspelt one."""
+    known = list(flags)
+    if name.startswith("no-"):
+        known += [f"no-{flag}" for flag, hint in flags.items() if hint is bool]
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean --{close[0]}?" if close else "see --help"
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a type hint: the choices of a Literal, the members of a union."""
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(kind for member in typing.get_args(hint) for kind in _kinds(member))
+    return (hint,)
+
+
+def _reads(kind: Any, text: str) -> bool:
+    """Whether an argument's text can be read as that kind; kinds not known here pass."""
+    if not isinstance(kind, type):
+        return text == str(kind) if isinstance(kind, (str, int)) else True
+    if kind is type(None):
+        return text == "None"
+    if kind not in (int, float):
+        return True
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _expected(kinds: Sequence[Any]) -> str:
+    """`one of lstm, gru` or `an integer or None`."""
+    choices = [str(kind) for kind in kinds if not isinstance(kind, type)]
+    words = [_WORDS.get(kind, kind.__name__) for kind in kinds if isinstance(kind, type)]
+    return " or ".join(([f"one of {', '.join(choices)}"] if choices else []) + words)
+
+
+def _condensed(boxed: str) -> str:
+    """tyro's own words without the box around them, in one line."""
+    text = re.sub(r"[\u2500-\u257f]+", " ", boxed.partition("\n")[2])
+    return " ".join(text.split("For full helptext")[0].split())
+
+
+# ---- checking -----------------------------------------------------------------------------------
+
+
+def check(config: Any, name: str, holds: bool, expected: str) -> None:
+    """Raises ConfigError, `--dropout: got 1.5, expected 0 <= dropout < 1`, where `holds` is False.
+
+    Args:
+      config: the dataclass.
+      name: the field, as it is written there.
+      holds: whether its value can be used.
+      expected: what would have been right.
+    """
+    if not holds:
+        value = getattr(config, name)
+        raise ConfigError(f"--{name.replace('_', '-')}: got {value}, expected {expected}")
+
+
+def check_counts(config: Any, *names: str, least: int = 1) -> None:
+    """Each field is an integer of at least `least`; None passes where the field may be None."""
+    for name in names:
+        value = getattr(config, name)
+        check(config, name, value is None or value >= least, f"an integer of at least {least}")
+
+
+def check_rates(config: Any, *names: str) -> None:
+    """Each field is a dropout rate: 0 <= rate < 1."""
+    for name in names:
+        check(config, name, 0 <= getattr(config, name) < 1, f"0 <= {name} < 1")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Each field is a finite number above 0; None passes where the field may be None."""
+    for name in names:
+        value = getattr(config, name)
+        holds = value is None or (math.isfinite(value) and value > 0)
+        check(config, name, holds, "a finite number above 0")
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+def main(run: Callable[[], Any]) -> None:
+    """Runs an experiment; what the user can mend becomes one line on standard error.
+
+    Exit codes: 2 for a value that cannot be used (a ValueError raised by lstmjax or the script), 1
+    for data, run folders and the operating system (DataError, RunError, OSError), 130 for Ctrl-C.
+    Everything else is a bug and keeps its traceback.
+    """
+    try:
+        run()
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`… | head`): nothing is left to be said to them.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (DataError, RunError) as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        _fail(str(error), 2)
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether lstmjax or the script raised the error on purpose.
+
+    A ValueError that NumPy or a failed unpacking raises is a bug, whatever line of ours it
+    passed through; one whose last traceback line is a `raise` statement of ours is a message.
+    """
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None:
+        return False
+    file = Path(last.tb_frame.f_code.co_filename)
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "-")
+    ours = Path(__file__).resolve().parent in file.resolve().parents
+    statement = linecache.getline(str(file), last.tb_lineno).strip()
+    return (ours or file.resolve() == script.resolve()) and statement.startswith("raise ")
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """One line on standard error, and the exit code."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,144 @@
+"""MNIST digits (LeCun et al., 1998) as sequences: rows, pixels, or pixels in a named order.
+
+TFDS shuffles when it prepares: its 60,000 training images are those of the original file in
+another order, so the validation split here is the first 5,000 *in TFDS's order*, not the first
+5,000 of the original file. The sizes 55,000/5,000/10,000 are those of the TensorFlow 1 tutorials.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from lstmjax.data import cache, offline, prepared
+from lstmjax.data.dataset import Dataset, check_choice, check_int, make_dataset
+
+LAYOUTS = ("rows", "pixels", "permuted")
+PIXELS = 784
+
+
+def load(
+    source: str = "auto",
+    *,
+    layout: str = "rows",
+    permutation: str | None = None,
+    validation_size: int = 5000,
+    cache_dir: str | os.PathLike | None = None,
+) -> Dataset:
+    """Load the digits as sequences of bytes; scaling to [0, 1] is left to the model.
+
+    Args:
+      source: `"auto"`, `"tfds"` or `"offline"` (`lstmjax.data.prepared.locate`).
+      layout: `"rows"` T = 28, D = 28; `"pixels"` T = 784, D = 1, row by row; `"permuted"` the same
+        in the order of `permutation`: x'_t = x_{p(t)}.
+      permutation: a name in `PERMUTATIONS`, for layout `"permuted"` and only for it.
+      validation_size: V, the first images of train.
+      cache_dir: see `lstmjax.data.cache.folder`.
+
+    Returns:
+      Splits train, validation, test: `{"image": uint8 [N, T, D], "label": int32 [N] in [0, 10)}`.
+
+    Raises:
+      ValueError: naming an option that is wrong.
+      DataError: data that cannot be read or prepared.
+    """
+    check_choice("layout", layout, LAYOUTS)
+    check_int("validation_size", validation_size, 0)
+    if layout == "permuted":
+        check_choice("permutation", permutation, tuple(PERMUTATIONS))
+    elif permutation is not None:
+        raise ValueError(
+            f"permutation is {permutation!r} with layout {layout!r}; expected None, or "
+            "layout 'permuted'"
+        )
+    name, origin, stored = _load_images(source, cache_dir)
+    train = {"image": stored["train_image"], "label": stored["train_label"]}
+    check_int("validation_size", validation_size, 0, len(train["label"]) - 1)
+    whole = {
+        "train": {field: array[validation_size:] for field, array in train.items()},
+        "validation": {field: array[:validation_size] for field, array in train.items()},
+        "test": {"image": stored["test_image"], "label": stored["test_label"]},
+    }
+    splits = {
+        split: {"image": _lay_out(arrays["image"], layout, permutation), "label": arrays["label"]}
+        for split, arrays in whole.items()
+    }
+    return make_dataset(name, origin, splits)
+
+
+def _load_images(source: str, cache_dir) -> tuple[str, str, cache.Arrays]:
+    folder = prepared.locate("mnist", source)
+    if folder is None:
+        glyphs = offline.glyphs()
+        key = offline.digits_key(glyphs)
+        stored = cache.cached("digits", key, lambda: _flatten(offline.digits(glyphs)), cache_dir)
+        return "offline_digits", "offline", stored
+    key = hashlib.sha256(b"images 1\n" + prepared.fingerprint("mnist", folder).encode()).hexdigest()
+    stored = cache.cached("mnist", key, lambda: _flatten(prepared.read_digits(folder)), cache_dir)
+    return "mnist", "tfds", stored
+
+
+def _flatten(splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> cache.Arrays:
+    arrays = {}
+    for split, (images, labels) in splits.items():
+        arrays |= {f"{split}_image": images, f"{split}_label": labels}
+    return arrays
+
+
+def _lay_out(images: np.ndarray, layout: str, permutation_name: str | None) -> np.ndarray:
+    """uint8 `[N, 28, 28]` → `[N, T, D]`."""
+    if layout == "rows":
+        return images
+    pixels = images.reshape(len(images), PIXELS)
+    if layout == "permuted":
+        pixels = pixels[:, permutation(permutation_name)]
+    return pixels[..., None]
+
+
+def permutation(name: str) -> np.ndarray:
+    """One of the orders of pixels that "permuted MNIST" stands for in papers; int64 `[784]`.
+
+    | name                 | used by                       | what it is                 |
+    |----------------------|-------------------------------|----------------------------|
+    | `RandomState(92916)` | expRNN (Lezcano-Casado, 2019) | NumPy's legacy generator   |
+    | `torch12008`         | coRNN (Rusch & Mishra, 2021)  | `torch.randperm` on a CPU  |
+    | `RandomState(0)`     | LMU (Voelker et al., 2019)    | NumPy's legacy generator   |
+    | `bit_reversal`       | S4 (Gu et al., 2022), S5      | bits of the index reversed |
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    check_choice("permutation", name, tuple(PERMUTATIONS))
+    return PERMUTATIONS[name]()
+
+
+def _random_state(seed: int) -> np.ndarray:
+    return np.random.RandomState(seed).permutation(PIXELS).astype(np.int64)
+
+
+def _torch_randperm(seed: int) -> np.ndarray:
+    """What `torch.manual_seed(seed); torch.randperm(784)` gives on a CPU (checked with 2.13).
+
+    Both libraries seed the same Mersenne Twister with an integer in the same way; torch then swaps
+    place i with place i + (32 bits mod what is left).
+    """
+    draws = np.frombuffer(np.random.RandomState(seed).bytes(4 * (PIXELS - 1)), "<u4")
+    order = np.arange(PIXELS)
+    for i, draw in enumerate(draws):
+        j = i + int(draw) % (PIXELS - i)
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+def _bit_reversal() -> np.ndarray:
+    """0 … 783 in the order of their ten bits read backwards."""
+    return np.array(sorted(range(PIXELS), key=lambda i: int(f"{i:010b}"[::-1], 2)), np.int64)
+
+
+PERMUTATIONS: dict[str, Callable[[], np.ndarray]] = {
+    "RandomState(92916)": lambda: _random_state(92916),
+    "torch12008": lambda: _torch_randperm(12008),
+    "RandomState(0)": lambda: _random_state(0),
+    "bit_reversal": _bit_reversal,
+}

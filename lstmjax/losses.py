@@ -1,0 +1,80 @@
+"""Losses and metrics, one number per example, and their averages as (sum, count).
+
+Averages are kept as a sum and a count and divided once, at the very end. Means of means would
+weigh the examples of a short last batch, or of a device with fewer of them, too heavily.
+
+Letters: B batch, C classes.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Average = tuple[jax.Array, jax.Array]
+
+
+def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean squared error of each example: [B, ...] against [B, ...] gives [B].
+
+    Raises:
+      ValueError: the shapes differ.
+    """
+    if predictions.shape != targets.shape:
+        raise ValueError(
+            f"targets: got shape {list(targets.shape)}, expected {list(predictions.shape)}"
+        )
+    return jnp.mean(jnp.square(predictions - targets), axis=tuple(range(1, targets.ndim)))
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """−log softmax(logits)[label]: logits [B, C] and integer labels [B] give [B]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def double_softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """−log softmax(softmax(logits))[label]: logits [B, C] and integer labels [B] give [B].
+
+    A common mistake: probabilities handed to a loss that expects logits. It cannot fall below
+    ln(1 + (C − 1)/e), 1.4612 for ten classes, and its gradients are small. Kept to repeat a
+    published program that does it; use ``cross_entropy``.
+    """
+    return cross_entropy(jax.nn.softmax(logits), labels)
+
+
+def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """−y log σ(z) − (1 − y) log(1 − σ(z)): logits [B] and labels [B] in {0, 1} give [B]."""
+    return optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
+
+
+def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 where the largest logit is the label's: logits [B, C], labels [B] give float32 [B]."""
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def binary_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 where σ(z) > 1/2 says the label: logits [B], labels [B] in {0, 1} give float32 [B]."""
+    return ((logits > 0) == (labels > 0)).astype(jnp.float32)
+
+
+def total(values: jax.Array, weight: jax.Array) -> Average:
+    """(Σ wᵢ vᵢ, Σ wᵢ) of values [B] and weights [B]; a weight of 0 marks padding.
+
+    What a row of weight 0 holds, NaN included, changes neither the sums nor their gradients with
+    respect to ``values``.
+    """
+    counted = jnp.where(weight != 0, values, jnp.zeros_like(values))
+    return jnp.sum(weight * counted), jnp.sum(weight)
+
+
+def mean(average: Average) -> jax.Array:
+    """Sum over count; 0 where nothing was counted."""
+    added, count = average
+    return added / jnp.where(count == 0, jnp.ones_like(count), count)
+
+
+def means(metrics: dict[str, Average]) -> dict[str, float]:
+    """The mean of each metric, as Python numbers; sums [K] and counts [K] of K steps are added."""
+    return {
+        name: float(mean((jnp.sum(added), jnp.sum(count))))
+        for name, (added, count) in metrics.items()
+    }

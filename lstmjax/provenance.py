@@ -1,0 +1,192 @@
+"""Where a number comes from: parameters' hash, commit, versions, device and command."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# What the record commands write says nothing about the code that made a number.
+_WRITTEN_FROM_RECORDS = ("experiments/results", "BENCHMARKS.md", "README.md")
+
+
+def params_sha256(tree: Any) -> str:
+    """SHA-256 of a pytree of arrays, the same on every machine and every device.
+
+    For every leaf, in the order of its key path, the path, shape and dtype are hashed, then the
+    values as little-endian bytes in C order. Key paths are names only: a NamedTuple and a dict of
+    the same fields give the same hash. `None` is no leaf and leaves no trace.
+
+    Args:
+      tree: a pytree whose leaves are arrays or numbers (`jax.random.key` arrays count as their key
+        data).
+
+    Returns:
+      64 hexadecimal digits.
+
+    Raises:
+      ValueError: a leaf is not a numeric array.
+    """
+    leaves = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        leaves.append(([_key_name(key) for key in path], leaf))
+    digest = hashlib.sha256()
+    for path, leaf in sorted(leaves, key=lambda pair: json.dumps(pair[0])):
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        array = np.asarray(leaf)
+        if array.dtype.hasobject or array.dtype.kind in "USM":
+            raise ValueError(f"tree: got {type(leaf).__name__} at {path}, expected numeric arrays")
+        digest.update(json.dumps([path, array.shape, array.dtype.name]).encode())
+        native = ">" if sys.byteorder == "big" else "<"
+        swap = array.dtype.byteorder.replace("=", native) == ">"
+        digest.update((array.byteswap() if swap else array).tobytes(order="C"))
+    return digest.hexdigest()
+
+
+def _key_name(key: Any) -> str | int:
+    """The name of one step of a pytree's key path: a dict key, a field name or an index."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            name = getattr(key, attribute)
+            return name if isinstance(name, int) else str(name)
+    return str(key)
+
+
+def environment(devices: Sequence[Any] | int | None = None) -> dict[str, Any]:
+    """What a number depends on beside the configuration: code, versions, device.
+
+    `git commit` and `dirty` are None outside a git checkout of lstmjax (installed from a wheel, no
+    git). `dirty` is True where a tracked file differs from the commit, or an untracked Python file
+    lies under lstmjax/ or experiments/. Other untracked files (notes, run folders) do not count,
+    nor do the files that the record commands write (experiments/results/, BENCHMARKS.md,
+    README.md): neither can change a number.
+
+    Args:
+      devices: the devices the run used, or how many; every device of the default backend where
+        None.
+
+    Returns:
+      `{"git commit", "dirty", "python", "jax", "jaxlib", "flax", "optax", "numpy", "device",
+      "devices", "platform", "cores", "XLA_FLAGS"}`: `device` is the processor's or accelerator's
+      name, `devices` how many of them JAX saw in this run, `cores` the processor cores this process
+      may use.
+    """
+    if devices is None or isinstance(devices, int):
+        first, count = jax.devices()[0], devices or len(jax.devices())
+    else:
+        first, count = devices[0], len(devices)
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return {
+        **git_state(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        "device": _processor() if first.platform == "cpu" else first.device_kind,
+        "devices": count,
+        "platform": first.platform,
+        "cores": _cores(),
+        "XLA_FLAGS": " ".join(without_folders(flag) for flag in flags),
+    }
+
+
+def version(package: str) -> str | None:
+    """A distribution's installed version, without importing it; None where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cores() -> int | None:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _processor() -> str:
+    """The processor's own name where Linux tells it, else what Python knows."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the repository root; None where it fails or git is missing."""
+    # A git hook sets GIT_DIR and the like for *its* repository, which need not be this one.
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True, text=True, timeout=20, check=True,
+            env=variables | {"GIT_OPTIONAL_LOCKS": "0"},
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def git_state() -> dict[str, Any]:
+    """`{"git commit", "dirty"}` of the checkout this package lies in; both None outside of one."""
+    outside = {"git commit": None, "dirty": None}
+    top = _git("rev-parse", "--show-toplevel")
+    # A wheel may be installed *inside* some other project's checkout: that commit is not ours.
+    if top is None or Path(top.strip()).resolve() != ROOT:
+        return outside
+    commit = _git("rev-parse", "--verify", "HEAD")
+    status = _git(
+        "status", "--porcelain", "--untracked-files=all", "--", ".",
+        *(f":(exclude){path}" for path in _WRITTEN_FROM_RECORDS),
+    )  # fmt: skip
+    if commit is None or status is None:
+        return outside
+    dirty = any(_counts(line) for line in status.splitlines())
+    return {"git commit": commit.strip(), "dirty": dirty}
+
+
+def _counts(status_line: str) -> bool:
+    """Whether a line of `git status --porcelain` means a tracked file or an untracked module."""
+    code, path = status_line[:2], status_line[3:].strip('"')
+    return code != "??" or (path.endswith(".py") and path.startswith(("lstmjax/", "experiments/")))
+
+
+def command_line(argv: Sequence[str] | None = None) -> str:
+    """The command of this process, fit to publish: `python experiments/imdb.py --cell gru`.
+
+    The script is given relative to the repository root, or to the working directory. Absolute paths
+    among the arguments say more about a machine than about a run: relative where they lie below the
+    working directory, else their last part.
+    """
+    script, *arguments = sys.argv if argv is None else argv
+    spec = getattr(sys.modules["__main__"], "__spec__", None) if argv is None else None
+    if spec is not None:
+        start = ["-m", spec.name.removesuffix(".__main__")]
+    else:
+        path = str(Path(script).resolve())
+        start = [without_folders(path.removeprefix(f"{ROOT}{os.sep}"))]
+    return shlex.join(["python", *start, *(without_folders(argument) for argument in arguments)])
+
+
+def without_folders(argument: str) -> str:
+    """An argument or value without the machine's own folders: see `command_line`."""
+    flag, equals, value = argument.partition("=")
+    if argument.startswith("-") and equals:
+        return f"{flag}={without_folders(value)}"
+    path = Path(argument).expanduser() if argument.startswith(("~", os.sep)) else Path(argument)
+    if not path.is_absolute():
+        return argument
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    return path.name or argument

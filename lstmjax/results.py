@@ -1,0 +1,131 @@
+"""The commands over experiments/results/: collect a run's record, write the tables from records.
+
+python -m lstmjax.records collect runs/imdb-20260102-030405
+python -m lstmjax.records table --check
+"""
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from lstmjax import cli
+from lstmjax.records import RunError, write_file
+from lstmjax.tables import benchmarks, load, load_groups, readme_table
+
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Copies the records of finished runs to where they are kept."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """run folders, each with a record.json"""
+    into: Path = Path("experiments/results")
+    """the folder of records"""
+    name: str | None = None
+    """<experiment>-<name>-seed<seed>.json; by default the record's row, or its preset"""
+    replace: bool = False
+    """overwrite records of the same name"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Writes BENCHMARKS.md, and the table in README.md between its two markers."""
+
+    results: Path = Path("experiments/results")
+    """the folder of records"""
+    benchmarks: Path = Path("BENCHMARKS.md")
+    """the file to write"""
+    readme: Path = Path("README.md")
+    """the file that holds the markers"""
+    check: bool = False
+    """write nothing; exit with 1 where a file is not what the records say"""
+
+
+def collect(options: Collect) -> list[Path]:
+    """Copies every run's record, or none of them where one cannot be. Returns the new paths."""
+    if not options.runs:
+        raise RunError("runs: got none, expected at least one run folder")
+    copies: dict[Path, bytes] = {}
+    for run in options.runs:
+        path = run / "record.json"
+        target = options.into / f"{_record_name(load(path), options.name)}.json"
+        if target in copies:
+            raise RunError(f"{run}: another of these runs is to be {target} too")
+        if target.exists() and not options.replace:
+            raise RunError(f"{target} exists: --replace overwrites it, --name gives another name")
+        copies[target] = path.read_bytes()
+    options.into.mkdir(parents=True, exist_ok=True)
+    for target, data in copies.items():
+        write_file(target, data)
+        print(target)
+    return list(copies)
+
+
+def _record_name(record: Mapping[str, Any], name: str | None) -> str:
+    """`imdb-tf2-gru-seed0`: experiment and name, else the row, else experiment and preset."""
+    experiment = record["experiment"]
+    preset = record.get("config", {}).get("preset")
+    if "peer" in record:
+        parts = [experiment, name or f"{record['peer']['row']}-{record['peer']['framework']}"]
+    elif name is None and record.get("row"):
+        parts = [record["row"]]
+    else:
+        parts = [experiment, *([name or preset] if name or preset else [])]
+    text = "-".join([*parts, f"seed{record['seed']}"])
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
+
+
+def table(options: Table) -> None:
+    """Writes both files, or compares them (`--check`)."""
+    groups = load_groups(options.results)
+    for group in groups:
+        if len(group.records) < 3:
+            found = f"{len(group.records)} of at least 3 seeds"
+            print(f"note: {group.row}, {group.name}: {found}", file=sys.stderr)
+    try:
+        readme = options.readme.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot read {options.readme}: {error.strerror}") from error
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise RunError(f"{options.readme}: expected the lines {BEGIN} and {END}, one after another")
+    texts = {
+        options.benchmarks: benchmarks(groups),
+        options.readme: f"{before}{BEGIN}\n{readme_table(groups)}\n{END}{after}",
+    }
+    for path, text in texts.items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        if options.check:
+            raise RunError(
+                f"{path} is not what the records say: run the table command without --check"
+            )
+        write_file(path, text.encode())
+
+
+def command(argv: Sequence[str] | None = None) -> None:
+    """`python -m lstmjax.records {collect,table}`."""
+    commands = {"collect": (Collect, collect), "table": (Table, table)}
+    argv = list(sys.argv[1:] if argv is None else argv)
+
+    def run() -> None:
+        name = argv[0] if argv else "nothing"
+        if name in ("-h", "--help"):
+            print("usage: python -m lstmjax.records {collect,table} [-h] [OPTIONS]")
+            for name, (options_class, _) in commands.items():
+                print(f"  {name:8} {options_class.__doc__}")
+            return
+        if name not in commands:
+            raise ValueError(f"command: got {name}, expected one of {', '.join(commands)}")
+        options_class, function = commands[name]
+        function(cli.parse(options_class, argv=argv[1:], description=options_class.__doc__))
+
+    cli.main(run)

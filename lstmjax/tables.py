@@ -1,0 +1,314 @@
+"""Records in, tables out: the text of BENCHMARKS.md and of the results table in README.md.
+
+Runs that differ in nothing but their seed (and folder) are one line: mean ± sample standard
+deviation (n - 1) over the seeds, and the range. What is written depends on the records alone, so
+that the same records always give the same files.
+"""
+
+import json
+import math
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lstmjax.records import RunError, validate
+from lstmjax.schema import SECONDS
+
+# Settings that say where a run went or which of several like runs it is, not what it computes.
+_NO_SETTINGS = ("seed", "out", "live")
+
+
+class Row(NamedTuple):
+    """A section of BENCHMARKS.md: one program of the sources."""
+
+    title: str
+    source: str
+    metrics: tuple[tuple[str, str, str], ...]  # key, label, format; the first one goes to README.md
+    note: str
+
+
+_ACCURACY = ("test_accuracy", "test accuracy", ".4f")
+_EPOCHS = ("test_accuracy_epochs", "test accuracy after each epoch", ".3f")
+_FORECAST = (
+    ("rmse_window", "RMSE of 50 steps, window re-run", ".1e"),
+    ("rmse_carried", "RMSE of 50 steps, state carried", ".1e"),
+    ("train_mse", "training MSE", ".1e"),
+)
+_NO_NUMBER = "The source states no number."
+
+ROWS = {
+    "sin-tf1": Row(
+        "cos from sin, one LSTM(10) with its state carried, 200 updates", "000 (TensorFlow 1)",
+        (("mse", "MSE", ".5f"), ("source_loss", "the source's loss (20 × MSE)", ".4f")),
+        _NO_NUMBER,
+    ),
+    "sin-keras": Row(
+        "cos from sin, one stateful LSTM(20), 501 updates", "001 (Keras 1)",
+        (
+            ("mse", "MSE", ".5f"),
+            ("mse_advanced", "MSE with the state advanced twice, as published", ".5f"),
+        ),
+        _NO_NUMBER + " Its `predict` after each update advances the state once more.",
+    ),
+    "imdb-tf2": Row(
+        "IMDB reviews, two LSTMs(64) on the last 80 words, 4 epochs", "002 (TensorFlow 2)",
+        (_ACCURACY, _EPOCHS), _NO_NUMBER + " Validation is held out from the training reviews.",
+    ),
+    "imdb-tf2-gru": Row(
+        "the same with GRU cells", "002 (TensorFlow 2)", (_ACCURACY, _EPOCHS), _NO_NUMBER
+    ),
+    "imdb-tf2-rnn": Row(
+        "the same with the simple RNN cell", "002 (TensorFlow 2)", (_ACCURACY, _EPOCHS), _NO_NUMBER
+    ),
+    "imdb-tf2-source": Row(
+        "IMDB reviews under the source's own protocol", "002 (TensorFlow 2)",
+        (_ACCURACY, _EPOCHS),
+        "All 25,000 training reviews train, and the test reviews are scored after each epoch.",
+    ),
+    "forecast-rnn": Row(
+        "sin forecast by a linear RNN(64), 100 epochs", "003 (TensorFlow 1)", _FORECAST, _NO_NUMBER
+    ),
+    "forecast-lstm": Row(
+        "sin forecast by one LSTM(128), 50 epochs", "003 (TensorFlow 1)", _FORECAST, _NO_NUMBER
+    ),
+    "mnist-tf1": Row(
+        "MNIST by rows, LSTM(100), softmax applied twice, 10 epochs", "004 (TensorFlow 1)",
+        (_ACCURACY, _EPOCHS),
+        "Two public runs of the source's code print, after epochs 1 to 6, 0.743 0.811 0.832 0.835 "
+        "0.916 0.927 and 0.702 0.798 0.820 0.832 0.902 0.917.",
+    ),
+    "mnist-corrected": Row(
+        "MNIST by rows with one softmax, 10 epochs", "004 (TensorFlow 1), corrected",
+        (_ACCURACY, _EPOCHS), _NO_NUMBER,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seeds, in the order of their seeds.
+
+    Attributes:
+      row: a key of ROWS.
+      name: "lstmjax", or the peer's framework and version.
+      records: the records.
+      files: the records' file names.
+    """
+
+    row: str
+    name: str
+    records: tuple[Mapping[str, Any], ...]
+    files: tuple[str, ...]
+
+    def values(self, key: str) -> list[Any]:
+        """A metric of every record that has it."""
+        return [r["metrics"][key] for r in self.records if key in r["metrics"]]
+
+    def seconds(self, key: str) -> str:
+        """The median of `compile`, `train`, `eval` or `total` over the records, as text."""
+        totals = [sum(r["seconds"][k] for k in SECONDS) for r in self.records]
+        times = totals if key == "total" else [r["seconds"][key] for r in self.records]
+        median = statistics.median(times)
+        return f"{median:.0f}" if median >= 99.5 else f"{median:.3g}"
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Reads and checks a record. Raises RunError, in one line, for a file that is none."""
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON: {error}") from error
+    if problems := validate(record):
+        raise RunError(f"{path} is no valid record: {'; '.join(problems)}")
+    return record
+
+
+def load_groups(results: str | Path) -> list[Group]:
+    """Every record below a folder that belongs to a row, grouped; in the order of ROWS, ours first.
+
+    Raises:
+      RunError: a file is no record, names no known row, or repeats another one's seed.
+    """
+    gathered: dict[tuple, list[tuple[int, str, dict]]] = {}
+    for path in sorted(Path(results).glob("*.json")):
+        record = load(path)
+        row = _row_of(record)
+        if row is None:
+            continue
+        if row not in ROWS:
+            raise RunError(f"{path}: got the row {row!r}, expected one of {', '.join(ROWS)}")
+        gathered.setdefault(_group_key(row, record), []).append((record["seed"], path.name, record))
+    groups = []
+    for (row, name, *_), runs in sorted(gathered.items()):
+        runs.sort(key=lambda run: run[:2])
+        for (seed, file, _), (next_seed, next_file, _) in zip(runs, runs[1:], strict=False):
+            if seed == next_seed:
+                raise RunError(f"{file} and {next_file} are two runs of the same seed {seed}")
+        seeds, files, records = zip(*runs, strict=True)
+        groups.append(Group(row, name, records, files))
+    order = list(ROWS)
+    return sorted(groups, key=lambda g: (order.index(g.row), g.name != "lstmjax"))
+
+
+def _row_of(record: Mapping[str, Any]) -> str | None:
+    return record["peer"]["row"] if "peer" in record else record.get("row")
+
+
+def _group_key(row: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+    """What runs must share to be averaged: program, framework, data, settings and device."""
+    settings = {k: v for k, v in record.get("config", {}).items() if k not in _NO_SETTINGS}
+    name = record["peer"]["framework"] if "peer" in record else "lstmjax"
+    parts = [record["dataset"], settings, _device(record)]
+    return row, name, *(json.dumps(part, sort_keys=True) for part in parts)
+
+
+# ---- writing ------------------------------------------------------------------------------------
+
+
+def benchmarks(groups: Sequence[Group]) -> str:
+    """The whole text of BENCHMARKS.md."""
+    lines = [
+        "# Benchmarks", "",
+        "Written by `python -m lstmjax.records table` from the records in experiments/results/; "
+        "edits by hand are overwritten.", "",
+        "Every line is one program on one machine over several seeds: mean ± sample standard "
+        "deviation (n − 1), and the range in parentheses. Lists over epochs show the mean of each "
+        "epoch and the largest standard deviation. Seconds are medians over the seeds; total = "
+        "compile + train + eval. “–”: not measured.",
+    ]  # fmt: skip
+    for row, spec in ROWS.items():
+        members = [group for group in groups if group.row == row]
+        if members:
+            lines += ["", *_section(row, spec, members)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(row: str, spec: Row, groups: Sequence[Group]) -> list[str]:
+    """One program's table, and below it where each of its lines comes from."""
+    labels = [label for _, label, _ in spec.metrics]
+    head = ["", *labels, "seeds", "compile s", "train s", "eval s", "total s", "data"]
+    lines = [f"## {row}: {spec.title}", "", f"Source program {spec.source}. {spec.note}", ""]
+    lines += [_line(head), _line(["---"] * len(head))]
+    for group in groups:
+        cells = [summary(group.values(key), form) for key, _, form in spec.metrics]
+        times = [group.seconds(key) for key in (*SECONDS, "total")]
+        lines.append(_line([group.name, *cells, str(len(group.records)), *times, _data(group)]))
+    for group in groups:
+        lines += ["", *_provenance(group)]
+    return lines
+
+
+def _provenance(group: Group) -> list[str]:
+    """Command, device, versions, commit, data and files of a group."""
+    environments = [record["environment"] for record in group.records]
+    commands = _distinct(_without_seed(record["command"]) for record in group.records)
+    names = ("python", "jax", "jaxlib", "flax", "optax", "tensorflow", "keras", "torch", "numpy")
+    versions = _distinct(
+        ", ".join(f"{name} {e[name]}" for name in names if e.get(name)) for e in environments
+    )
+    commits = _distinct(_commit(e) for e in environments)
+    hashes = _distinct((r["dataset"].get("sha256") or "–")[:12] for r in group.records)
+    seeds = ", ".join(str(record["seed"]) for record in group.records)
+    return [
+        f"- **{group.name}**: {' and '.join(f'`{c}`' for c in commands)} with seeds {seeds}",
+        f"  - on {_device(group.records[0])}; {' and '.join(versions)}; "
+        f"commit {' and '.join(commits)}; data sha256 {' and '.join(hashes)}",
+        f"  - records: {', '.join(f'`{file}`' for file in group.files)}",
+    ]
+
+
+def readme_table(groups: Sequence[Group]) -> str:
+    """The short table of README.md: a line for each of our groups, beside its peers."""
+    head = ["program", "metric", "lstmjax", "elsewhere", "train s", "elsewhere", "seeds", "data"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for group in groups:
+        if group.name != "lstmjax":
+            continue
+        peers = [peer for peer in groups if peer.row == group.row and peer.name != "lstmjax"]
+        key, label, form = ROWS[group.row].metrics[0]
+        theirs = [f"{summary(p.values(key), form, short=True)} ({p.name})" for p in peers]
+        times = [p.seconds("train") for p in peers]
+        ours = summary(group.values(key), form, short=True)
+        lines.append(
+            _line(
+                [group.row, label, ours, "; ".join(theirs) or "–", group.seconds("train"),
+                 "; ".join(times) or "–", str(len(group.records)), _data(group)]
+            )
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def summary(values: Sequence[Any], form: str, short: bool = False) -> str:
+    """`mean ± std (min–max)` of numbers, or the mean of each place of equally long lists.
+
+    The standard deviation is the sample's (n - 1); of a single value there is none. An empty
+    sequence is “–”.
+    """
+    if not values:
+        return "–"
+    if isinstance(values[0], list):
+        if len({len(value) for value in values}) != 1:
+            raise RunError(f"lists of different lengths cannot be averaged: {values}")
+        columns = [[float(item) for item in column] for column in zip(*values, strict=True)]
+        means = " ".join(f"{statistics.fmean(column):{form}}" for column in columns)
+        if len(values) == 1:
+            return means
+        return f"{means} (± ≤ {max(map(_deviation, columns)):{form}})"
+    numbers = [float(value) for value in values]
+    mean = f"{statistics.fmean(numbers):{form}}"
+    if len(numbers) == 1:
+        return mean
+    spread = f"{mean} ± {_deviation(numbers):{form}}"
+    return spread if short else f"{spread} ({min(numbers):{form}}–{max(numbers):{form}})"
+
+
+def _deviation(numbers: Sequence[float]) -> float:
+    """The sample standard deviation; NaN where a number is not finite."""
+    finite = all(map(math.isfinite, numbers))
+    return statistics.stdev(numbers) if finite else math.nan
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _data(group: Group) -> str:
+    data = group.records[0]["dataset"]
+    return f"{data['name']} ({data['source']})"
+
+
+def _device(record: Mapping[str, Any]) -> str:
+    environment = record["environment"]
+    devices, cores = environment.get("devices"), environment.get("cores")
+    counts = [f"{devices} device{'s' * (devices != 1)}"] if devices else []
+    counts += [f"{cores} cores"] if cores else []
+    return ", ".join([str(environment.get("device", "an unnamed device")), *counts])
+
+
+def _commit(environment: Mapping[str, Any]) -> str:
+    commit = str(environment.get("git commit") or "unknown")[:10]
+    return commit + " (with changes)" * bool(environment.get("dirty"))
+
+
+def _without_seed(command: str) -> str:
+    """A command without its `--seed N` and `--out DIR`."""
+    words, kept = shlex.split(command), []
+    while words:
+        word = words.pop(0)
+        if word in ("--seed", "--out"):
+            del words[:1]
+        elif not word.startswith(("--seed=", "--out=")):
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def _distinct(items: Any) -> list[str]:
+    return list(dict.fromkeys(items))

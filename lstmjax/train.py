@@ -1,0 +1,253 @@
+"""One train step for everything: a pure function of state and batch.
+
+The step knows neither models nor devices. Run it under ``jax.jit`` on one device, or give it an
+``axis_name`` and run it under ``jax.vmap``, ``jax.pmap`` or ``jax.shard_map``: the gradients, and
+so the parameters, are the same.
+
+Metrics are pytrees of (sum, count), added up over devices and batches and divided at the end.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lstmjax import checks
+from lstmjax.recurrence import varying_like
+
+
+class TrainState(NamedTuple):
+    """Everything a run needs to go on.
+
+    Attributes:
+      step: [] int32, steps taken.
+      params: the parameters, a pytree.
+      opt_state: the optimiser's state.
+      key: a PRNG key; the key of a step is ``fold_in(key, step)``.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    key: jax.Array
+
+
+def init_state(params: Any, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+    """The state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key)
+
+
+def make_train_step(
+    loss_fn: Callable,
+    tx: optax.GradientTransformation,
+    *,
+    axis_name: str | None = None,
+    stateful: bool = False,
+) -> Callable:
+    """Builds ``step(state, batch) -> (state, metrics)``.
+
+    Without an axis: g = ∇ loss, θ ← θ + tx(g). With one, each device has its part of the batch,
+    and the gradient of the whole batch's mean is the average over devices, weighted by how many
+    examples each has:
+
+        g = pmean(n_d / pmean(n_d) · ∇ loss_d),   n_d = the count of metrics["loss"] on device d
+
+    It is taken before ``tx``, so clipping sees what one device would see.
+
+    Args:
+      loss_fn: ``loss_fn(params, batch, key) -> (loss, metrics)``: the loss is a mean over the
+        examples of ``batch``; metrics is a dict of (sum, count). If ``metrics["loss"]`` is there,
+        its count says how many examples the mean was over (0 is allowed); else all devices weigh
+        the same. With ``stateful``, ``loss_fn(params, batch, key, carry) -> (loss, (metrics,
+        carry))``.
+      tx: an optax transformation.
+      axis_name: the mapped axis to average over, or None.
+      stateful: whether something (a recurrent state) is carried from batch to batch. No gradient
+        flows through it. ``step`` then takes and returns ``(state, carry)`` in place of ``state``.
+
+    Returns:
+      The step. Its key is ``fold_in(state.key, state.step)``, and per device
+      ``fold_in(·, axis_index)``.
+    """
+
+    def step(state, batch):
+        state, extra = (state[0], (state[1],)) if stateful else (state, ())
+        key = jax.random.fold_in(state.key, state.step)
+        params = state.params
+        if axis_name is not None:
+            index = jax.lax.axis_index(axis_name)
+            key = jax.random.fold_in(key, index)
+            # Under shard_map's type checks, the gradient with respect to parameters that do not
+            # vary over devices arrives already summed; varying ones get their own device's.
+            params = varying_like(params, index)
+        (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key, *extra)
+        metrics, carry = aux if stateful else (aux, None)
+        if axis_name is not None:
+            grads = jax.lax.pmean(_weighted(grads, metrics, axis_name), axis_name)
+            metrics = jax.lax.psum(metrics, axis_name)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        state = TrainState(
+            state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key
+        )
+        if stateful:
+            return (state, jax.lax.stop_gradient(carry)), metrics
+        return state, metrics
+
+    return step
+
+
+def _weighted(grads: Any, metrics: Any, axis_name: str) -> Any:
+    """This device's gradient times its share of the examples, relative to an equal share."""
+    if not isinstance(metrics, dict) or "loss" not in metrics:
+        return grads
+    count = jnp.asarray(metrics["loss"][1], jnp.float32)
+    mean = jax.lax.pmean(count, axis_name)
+    share = count / jnp.where(mean == 0, jnp.ones_like(mean), mean)
+    return jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
+
+
+def make_eval_step(metric_fn: Callable, *, axis_name: str | None = None) -> Callable:
+    """Builds ``step(params, batch) -> metrics``.
+
+    Args:
+      metric_fn: ``metric_fn(params, batch) -> metrics``, a dict of (sum, count).
+      axis_name: the mapped axis to add up over, or None.
+
+    Returns:
+      The step; its metrics are those of the whole batch, on every device.
+    """
+
+    def step(params, batch):
+        metrics = metric_fn(params, batch)
+        return metrics if axis_name is None else jax.lax.psum(metrics, axis_name)
+
+    return step
+
+
+def plan_batches(
+    order: np.ndarray, batch_size: int, *, multiple: int = 1, drop_remainder: bool = False
+) -> dict[str, np.ndarray]:
+    """Cuts an order of examples into batches of one shape.
+
+    A batch is filled up with rows of weight 0 where it is short: the last one, and every one when
+    ``batch_size`` is not divisible among the devices. So each example counts exactly once.
+
+    Args:
+      order: [N] integers, the examples' numbers in the order of use.
+      batch_size: B >= 1.
+      multiple: the number of devices that will share a batch.
+      drop_remainder: leave out the examples that do not fill a last batch.
+
+    Returns:
+      ``{"rows": int32 [K, B'], "weight": float32 [K, B']}``, B' the next multiple of ``multiple``
+      from B on; the same rows in the same batches whatever ``multiple`` is.
+
+    Raises:
+      ValueError: a batch size or multiple below 1; no batch at all.
+    """
+    checks.positive_int("batch_size", batch_size)
+    checks.positive_int("multiple", multiple)
+    order = np.asarray(order, np.int32)
+    checks.shape("order", order, ("N",))
+    count = len(order) // batch_size if drop_remainder else -(-len(order) // batch_size)
+    if count == 0:
+        raise ValueError(f"order: got {len(order)} examples, expected enough for one batch")
+    order = order[: count * batch_size]
+    missing = count * batch_size - len(order)
+    rows = np.pad(order, (0, missing)).reshape(count, batch_size)
+    weight = np.pad(np.ones(len(order), np.float32), (0, missing)).reshape(count, batch_size)
+    widen = ((0, 0), (0, -batch_size % multiple))
+    return {"rows": np.pad(rows, widen), "weight": np.pad(weight, widen)}
+
+
+def scan_steps(step: Callable) -> Callable:
+    """Builds ``run(state, data, plan) -> (state, metrics)``: many steps in one compiled program.
+
+    Args:
+      step: ``step(state, batch) -> (state, metrics)``.
+
+    Returns:
+      ``run``: ``data`` is a dict of [N, ...] arrays that stay where they are, ``plan`` is what
+      ``plan_batches`` returns; batch k holds ``data[rows[k]]`` and ``weight[k]``. ``metrics`` has
+      the K steps' metrics along a leading axis.
+    """
+
+    def run(state, data, plan):
+        return jax.lax.scan(lambda s, pick: step(s, take(data, pick)), state, plan)
+
+    return run
+
+
+def scan_eval(step: Callable) -> Callable:
+    """Builds ``run(params, data, plan) -> metrics``: the sums of ``step`` over all batches.
+
+    Args:
+      step: ``step(params, batch) -> metrics``, from ``make_eval_step``.
+
+    Returns:
+      ``run``, with ``data`` and ``plan`` as in ``scan_steps``.
+    """
+
+    def run(params, data, plan):
+        per_batch = jax.lax.map(lambda pick: step(params, take(data, pick)), plan)
+        return jax.tree.map(lambda m: jnp.sum(m, axis=0), per_batch)
+
+    return run
+
+
+def take(data: dict[str, jax.Array], pick: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The batch {name: data[name][rows], "weight": weight} of one entry of a plan."""
+    return {**{name: a[pick["rows"]] for name, a in data.items()}, "weight": pick["weight"]}
+
+
+def added(metrics: list[Any]) -> Any:
+    """The sums over steps of several calls' metrics: leaves [K₁], [K₂] … become []."""
+    return jax.tree.map(lambda *parts: sum(np.sum(part) for part in parts), *metrics)
+
+
+def in_pieces(plan: dict[str, np.ndarray], at_most: int) -> list[dict[str, np.ndarray]]:
+    """Cuts a plan into equal pieces of at most so many batches.
+
+    Equal, so that one compiled program runs them all: the largest divisor of K that fits.
+
+    Args:
+      plan: [K, B'] arrays from ``plan_batches``.
+      at_most: batches in one piece, >= 1.
+
+    Returns:
+      Plans of the same number of batches, in order.
+    """
+    checks.positive_int("at_most", at_most)
+    count = len(plan["rows"])
+    size = max(n for n in range(1, min(at_most, count) + 1) if count % n == 0)
+    return [{n: a[k : k + size] for n, a in plan.items()} for k in range(0, count, size)]
+
+
+class Clock:
+    """Seconds by what they were spent on.
+
+    Attributes:
+      seconds: {"compile", "train", "eval"} so far.
+    """
+
+    def __init__(self):
+        self.seconds = {"compile": 0.0, "train": 0.0, "eval": 0.0}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Adds the time that a ``with`` block takes to one of them."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+    def compile(self, run: Callable, *arguments: Any) -> Callable:
+        """Compiles a jitted function for its arguments, on the clock."""
+        with self("compile"):
+            return run.lower(*arguments).compile()

@@ -1,0 +1,49 @@
+"""Settings of every test: strict JAX, four CPU devices, no display, few and repeatable examples."""
+
+import os
+
+os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported, here or in a subprocess
+
+import hypothesis
+import jax
+import oracle
+import pytest
+
+# All three must be set before the first array is made. A silent promotion or broadcast is where
+# wrong numbers come from, so both are errors here.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 4)
+
+hypothesis.settings.register_profile(
+    "lstmjax", deadline=None, derandomize=True, max_examples=20, database=None
+)
+hypothesis.settings.load_profile("lstmjax")
+
+
+@pytest.fixture
+def x64():
+    """Run the test with 64-bit types (hypothesis tests use ``jax.enable_x64`` themselves)."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def values_and_gradients():
+    """``run(layer, weights, *arguments) -> (outputs, gradients)`` of a layer under ``jit``.
+
+    ``gradients`` are those of Σ weights·outputs with respect to every one of ``arguments``.
+    The code is not optimised: compiling takes nearly all the time of these tests.
+    """
+
+    def run(layer, weights, *arguments):
+        def loss(*arguments):
+            outputs = layer(*arguments)
+            return oracle.weighted_sum(weights, outputs), outputs
+
+        differentiated = jax.value_and_grad(loss, tuple(range(len(arguments))), has_aux=True)
+        compiled = jax.jit(differentiated, compiler_options={"xla_backend_optimization_level": 0})
+        (_, outputs), gradients = compiled(*arguments)
+        return outputs, gradients
+
+    return run

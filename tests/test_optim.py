@@ -1,0 +1,145 @@
+"""Optimisers against NumPy, and the laws they must keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lstmjax import optim
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """optax's Adam mixes int32 counts and float moments, which strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def gradients(steps, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = {"kernel": (3, 4), "bias": (4,)}
+    return [
+        {n: rng.normal(size=s) * 10.0 ** rng.integers(-6, 3) for n, s in shapes.items()}
+        for _ in range(steps)
+    ]
+
+
+def run(tx, params, grads):
+    state, out = tx.init(params), []
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+        out.append(params)
+    return out
+
+
+def numpy_adam(params, grads, lr, b1, b2, eps, tensorflow):
+    m = {n: np.zeros_like(p) for n, p in params.items()}
+    v = {n: np.zeros_like(p) for n, p in params.items()}
+    out = []
+    for t, g in enumerate(grads, start=1):
+        params = dict(params)
+        for n in params:
+            m[n] = b1 * m[n] + (1 - b1) * g[n]
+            v[n] = b2 * v[n] + (1 - b2) * g[n] ** 2
+            if tensorflow:
+                rate = lr * np.sqrt(1 - b2**t) / (1 - b1**t)
+                params[n] = params[n] - rate * m[n] / (np.sqrt(v[n]) + eps)
+            else:
+                m_hat, v_hat = m[n] / (1 - b1**t), v[n] / (1 - b2**t)
+                params[n] = params[n] - lr * m_hat / (np.sqrt(v_hat) + eps)
+        out.append(params)
+    return out
+
+
+def clip_together(g, bound):
+    norm = np.sqrt(sum(np.sum(a**2) for a in g.values()))
+    return {n: a * min(1, bound / norm) for n, a in g.items()}
+
+
+@pytest.mark.parametrize("eps", [1e-7, 1e-8, 1e-3])
+def test_tf_adam_is_tensorflows(eps):
+    params, grads = gradients(1, seed=1)[0], gradients(25)
+    with jax.enable_x64(True):
+        ours = run(optim.tf_adam(0.01, b1=0.8, b2=0.99, eps=eps), params, grads)
+        theirs = numpy_adam(params, grads, 0.01, 0.8, 0.99, eps, tensorflow=True)
+        # TensorFlow keeps the bias correction in float32, and so does tf_adam.
+        for a, b in zip(ours, theirs, strict=True):
+            for n in a:
+                np.testing.assert_allclose(a[n], b[n], rtol=1e-6, atol=1e-7)
+
+
+def test_tf_adam_differs_from_optax_where_gradients_are_tiny():
+    # At t = 1, optax moves lr·g/(|g|+ε), TensorFlow lr·g/(|g|+ε/√(1−β₂)): 31.6 times the ε.
+    g = {"w": jnp.array([1e-7])}
+    ours = run(optim.tf_adam(1.0, eps=1e-7), {"w": jnp.zeros(1)}, [g])[0]["w"]
+    theirs = run(optax.adam(1.0, eps=1e-7), {"w": jnp.zeros(1)}, [g])[0]["w"]
+    np.testing.assert_allclose(-ours[0], 1 / (1 + 1 / np.sqrt(1 - 0.999)), rtol=1e-4)
+    np.testing.assert_allclose(-theirs[0], 0.5, rtol=1e-4)
+
+
+def test_tf_adam_accepts_a_schedule():
+    params, grads = gradients(1, seed=1)[0], gradients(3)
+    schedule = run(optim.tf_adam(lambda count: 0.01), params, grads)
+    constant = run(optim.tf_adam(0.01), params, grads)
+    for n in params:
+        np.testing.assert_array_equal(schedule[-1][n], constant[-1][n])
+
+
+@pytest.mark.parametrize("bound", [0.3, 5.0, None])
+def test_clipped_adam_clips_all_parameters_together(bound):
+    params, grads = gradients(1, seed=1)[0], gradients(25)
+    clipped = grads if bound is None else [clip_together(g, bound) for g in grads]
+    with jax.enable_x64(True):
+        ours = run(optim.clipped_adam(0.01, bound, b1=0.8, b2=0.99), params, grads)
+        theirs = numpy_adam(params, clipped, 0.01, 0.8, 0.99, 1e-8, tensorflow=False)
+        for a, b in zip(ours, theirs, strict=True):
+            for n in a:
+                np.testing.assert_allclose(a[n], b[n], rtol=1e-6, atol=1e-8)
+
+
+def test_clip_by_norm_laws():
+    clip = optim.clip_by_norm(2.0)
+    for g in gradients(20):
+        g = jax.tree.map(jnp.float32, g)
+        once, _ = clip.update(g, clip.init(g))
+        twice, _ = clip.update(once, clip.init(g))
+        for n in g:
+            norm = np.linalg.norm(g[n])
+            # Each tensor by its own norm; direction kept; nothing happens below the bound.
+            expected = g[n] if norm <= 2 else g[n] * (2.0 / norm)
+            np.testing.assert_allclose(once[n], expected, rtol=1e-5)
+            np.testing.assert_allclose(twice[n], once[n], rtol=1e-6)
+
+
+def test_clip_by_norm_of_zero_is_zero():
+    clip = optim.clip_by_norm(2.0)
+    out, _ = clip.update({"w": jnp.zeros(3)}, clip.init(None))
+    np.testing.assert_array_equal(out["w"], np.zeros(3))
+
+
+@pytest.mark.parametrize("make", [optim.clipped_adam, optim.tf_adam])
+def test_optimisers_keep_dtypes(make):
+    tx = make(0.1)
+    params = {"a": jnp.ones(3, jnp.bfloat16), "b": jnp.ones(2, jnp.float32)}
+    updates, state = tx.update(params, tx.init(params), params)
+    assert jax.tree.map(lambda u: u.dtype, updates) == jax.tree.map(lambda p: p.dtype, params)
+    again, _ = tx.update(params, state, params)
+    assert jax.tree.map(lambda u: u.dtype, again) == jax.tree.map(lambda p: p.dtype, params)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: optim.clipped_adam(-1.0), "learning_rate: got -1.0"),
+        (lambda: optim.clipped_adam(None), "learning_rate: got None"),
+        (lambda: optim.clipped_adam(0.1, 0.0), "max_norm: got 0.0"),
+        (lambda: optim.tf_adam(float("nan")), "learning_rate: got nan"),
+        (lambda: optim.clip_by_norm(-2), "max_norm: got -2"),
+        (lambda: optim.clip_by_norm(None), "max_norm: got None"),
+    ],
+)
+def test_bad_arguments_are_named(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()

@@ -1,0 +1,89 @@
+"""Devices: the same run on 1, 2 and 4 of them."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from lstmjax import init_lstm, losses, lstm, parallel, train
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(3)
+
+
+def train_on(count, key, stateful):
+    rng = np.random.default_rng(0)
+    data = {
+        "x": rng.normal(size=(23, 6, 3)).astype(np.float32),
+        "y": rng.normal(size=(23, 5)).astype(np.float32),
+    }
+    devices = jax.devices()[:count]
+
+    def loss_fn(params, batch, key, carry=None):
+        state, _ = lstm(params, jnp.swapaxes(batch["x"], 0, 1), carry)
+        loss = losses.total(losses.squared_error(state.h, batch["y"]), batch["weight"])
+        metrics = {"loss": loss}
+        return losses.mean(loss), (metrics, state) if stateful else metrics
+
+    params = init_lstm(key, 3, 5)
+    # Adam moves a parameter by about its rate whatever the gradient's size, so round-off in a
+    # gradient near zero would show: plain SGD here, clipped Adam in the experiments' tests.
+    tx = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.5))
+    step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS, stateful=stateful)
+    plan = train.plan_batches(rng.permutation(23), 5, multiple=count, drop_remainder=stateful)
+    state = parallel.place(train.init_state(params, tx, key), devices)
+    layout = P()
+    if stateful:
+        carry, _ = lstm(params, jnp.zeros((0, plan["rows"].shape[1], 3)))
+        carry = jax.tree.map(lambda c: c.at[:5].set(jnp.arange(5.0)[:, None] / 5), carry)
+        state = (state, parallel.place(carry, devices, P(parallel.AXIS)))
+        layout = (P(), P(parallel.AXIS))
+    run = parallel.spread(train.scan_steps(step), devices, state=layout)
+    state, metrics = run(state, parallel.place(data, devices), plan)
+    carry = None
+    if stateful:
+        state, carry = state
+        carry = jax.tree.map(lambda c: np.asarray(c)[:5], carry)
+    return jax.tree.map(np.asarray, (state.params, metrics, carry))
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_run_is_the_same_on_any_number_of_devices(count, stateful, key):
+    one, many = train_on(1, key, stateful), train_on(count, key, stateful)
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True)
+    for a, b in leaves:
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def in_a_new_process(code, **environment):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    env.pop("XLA_FLAGS", None)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_every_core_is_a_device():
+    code = "from lstmjax import parallel; print(len(parallel.use_devices()))"
+    assert int(in_a_new_process(code)) == len(os.sched_getaffinity(0))
+
+
+def test_devices_can_be_chosen():
+    code = "from lstmjax import parallel; print(len(parallel.use_devices(3)))"
+    assert int(in_a_new_process(code)) == 3
+
+
+def test_too_many_devices_is_one_clear_error():
+    with pytest.raises(ValueError, match=r"devices: got 99, expected at most \d+ on this machine"):
+        parallel.use_devices(99)
+    with pytest.raises(ValueError, match="devices: got 0, expected a whole number >= 1"):
+        parallel.use_devices(0)
