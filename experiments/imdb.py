@@ -32,9 +32,10 @@ from tqdm import tqdm
 
 from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
 from lstmjax.data import imdb
-from lstmjax.models import SequenceModel
 from lstmjax.initializers import uniform
+from lstmjax.models import SequenceModel
 from lstmjax.records import Run, RunError, matching_row, params_sha256, write_file
+from lstmjax.scores import Scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,69 +173,56 @@ def run(config: Config) -> None:
     data = {name: dataset.splits["train"][name] for name in ("ids", "label")}
     size, data = len(data["label"]), parallel.place(data, devices)
 
-    curves = {"train": [], "validation": [], "test": []}
     with Run.create("imdb", config, out=config.out) as folder:
+        scores = Scores(folder)
         bar = tqdm(total=config.epochs * size, unit=" reviews", disable=None)
         for epoch in range(1, config.epochs + 1):
-            plan = train.plan_batches(
-                np.random.default_rng([config.seed, epoch]).permutation(size),
+            pieces = train.plan_epoch(
+                size,
                 config.batch_size,
+                seed=config.seed,
+                epoch=epoch,
                 multiple=len(devices),
                 drop_remainder=config.drop_remainder,
             )
             seen = []
-            for piece in train.in_pieces(plan, at_most=25):
+            for piece in pieces:
                 state, metrics = advance(state, data, piece)
-                seen.append(metrics)
                 now = losses.means(metrics)
                 folder.log(int(state.step), epoch=epoch, **now)
                 bar.update(int(piece["weight"].sum()))
                 bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
-            curves["train"].append(losses.means(train.added(seen)))
-            for split in splits_to_score(config, epoch):
-                curves[split].append(evaluate(state.params, dataset.splits[split]))
-                scores = {f"{split}_{name}": value for name, value in curves[split][-1].items()}
-                folder.log(int(state.step), epoch=epoch, **scores)
+                seen.append(metrics)
+            scores.add("train", int(state.step), epoch, losses.means(train.added(seen)))
+            splits = ["validation"] if config.validation_size else []
+            # The test split is scored once, after the last epoch, unless asked for.
+            splits += ["test"] if config.test_every_epoch or epoch == config.epochs else []
+            for split in splits:
+                means = evaluate(state.params, dataset.splits[split])
+                scores.add(split, int(state.step), epoch, means)
         bar.close()
-        finish(folder, config, dataset, state, curves, clock, devices)
 
-
-def splits_to_score(config: Config, epoch: int) -> list[str]:
-    """The test reviews are scored once, after the last epoch, unless asked for after each."""
-    validation = ["validation"] if config.validation_size else []
-    test = ["test"] if config.test_every_epoch or epoch == config.epochs else []
-    return validation + test
-
-
-def finish(folder, config, dataset, state, curves, clock, devices) -> None:
-    """Weights, vocabulary, figure and record; the last line that is printed."""
-    params = jax.tree.map(np.asarray, state.params)
-    checkpoint.save_params(folder.path / "params.safetensors", params)
-    write_file(folder.path / "vocabulary.txt", "\n".join(dataset.vocabulary).encode())
-    accuracy = {split: [m["accuracy"] for m in scores] for split, scores in curves.items()}
-    last = range(config.epochs + 1)
-    drawn = {n: (list(last)[-len(a) :], a) for n, a in accuracy.items() if a}
-    title = f"{config.cell} on {dataset.title}"
-    folder.figure("accuracy", plots.learning_curve(title, drawn, "accuracy", xlabel="epoch"))
-    metrics = {
-        f"{split}_{name}{suffix}": [m[name] for m in scores] if suffix else scores[-1][name]
-        for split, scores in curves.items()
-        if scores
-        for name in ("loss", "accuracy")
-        for suffix in ("", "_epochs")
-    }
-    folder.finish(
-        dataset=dataset,
-        metrics=metrics,
-        seconds=clock.seconds,
-        params_sha256=params_sha256(params),
-        seed=config.seed,
-        devices=devices,
-        row=matching_row(config, ROWS),
-    )
+        params = jax.tree.map(np.asarray, state.params)
+        checkpoint.save_params(folder.path / "params.safetensors", params)
+        write_file(folder.path / "vocabulary.txt", "\n".join(dataset.vocabulary).encode())
+        title = f"{config.cell} on {dataset.title}"
+        folder.figure(
+            "accuracy",
+            plots.learning_curve(title, scores.curves("accuracy"), "accuracy", xlabel="epoch"),
+        )
+        record = folder.finish(
+            dataset=dataset,
+            metrics=scores.metrics(),
+            seconds=clock.seconds,
+            params_sha256=params_sha256(params),
+            seed=config.seed,
+            devices=devices,
+            row=matching_row(config, ROWS),
+        )
+    accuracy = record["metrics"]["test_accuracy"]
     print(
-        f"test accuracy {metrics['test_accuracy']:.4f} after {config.epochs} epochs "
-        f"on {dataset.title}; record in {folder.path}"
+        f"test accuracy {accuracy:.4f} after {config.epochs} epochs on {dataset.title}; "
+        f"record in {folder.path}"
     )
 
 

@@ -178,9 +178,13 @@ def init_gru(
     checks.one_of("init", init, INITS)
     checks.weights_dtype(dtype)
     of_x, of_h = jax.random.split(key)
-    law_x, law_h = (glorot, orthogonal) if init == "keras" else (
-        per_gate(glorot, 3),
-        per_gate(orthogonal, 3),
+    law_x, law_h = (
+        (glorot, orthogonal)
+        if init == "keras"
+        else (
+            per_gate(glorot, 3),
+            per_gate(orthogonal, 3),
+        )
     )
     return GRUParams(
         law_x(of_x, (input_size, 3 * hidden_size), dtype),

@@ -210,22 +210,40 @@ def added(metrics: list[Any]) -> Any:
     return jax.tree.map(lambda *parts: sum(np.sum(part) for part in parts), *metrics)
 
 
-def in_pieces(plan: dict[str, np.ndarray], at_most: int) -> list[dict[str, np.ndarray]]:
-    """Cuts a plan into equal pieces of at most so many batches.
+def plan_epoch(
+    size: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    multiple: int = 1,
+    drop_remainder: bool = False,
+    at_most: int = 25,
+) -> list[dict[str, np.ndarray]]:
+    """One epoch's batches in an order of its own, cut into equal pieces.
 
-    Equal, so that one compiled program runs them all: the largest divisor of K that fits.
+    The order depends on the seed and the epoch alone. The pieces are equal, so that one compiled
+    program runs them all: K batches in pieces of the largest divisor of K that fits.
 
     Args:
-      plan: [K, B'] arrays from ``plan_batches``.
+      size: N examples.
+      batch_size, multiple, drop_remainder: as in ``plan_batches``.
+      seed: of the run.
+      epoch: which epoch.
       at_most: batches in one piece, >= 1.
 
     Returns:
       Plans of the same number of batches, in order.
+
+    Raises:
+      ValueError: as ``plan_batches``.
     """
     checks.positive_int("at_most", at_most)
+    order = np.random.default_rng([seed, epoch]).permutation(size)
+    plan = plan_batches(order, batch_size, multiple=multiple, drop_remainder=drop_remainder)
     count = len(plan["rows"])
-    size = max(n for n in range(1, min(at_most, count) + 1) if count % n == 0)
-    return [{n: a[k : k + size] for n, a in plan.items()} for k in range(0, count, size)]
+    piece = max(n for n in range(1, min(at_most, count) + 1) if count % n == 0)
+    return [{n: a[k : k + piece] for n, a in plan.items()} for k in range(0, count, piece)]
 
 
 class Clock:

@@ -187,6 +187,17 @@ def test_bad_files_are_one_line_and_leave_nothing_half_done(
     assert prepared.find(name, root) is None
 
 
+@pytest.mark.parametrize("name", ["mnist", "imdb_reviews"])
+def test_a_connection_that_breaks_leaves_no_part_of_a_file(served, tmp_path, monkeypatch, name):
+    def all_but_the_end(self, source, output):
+        output.write(source.read()[:-10])
+
+    monkeypatch.setattr(tiny_data.QuietHandler, "copyfile", all_but_the_end)
+    call = lambda: prepare.prepare(name, tmp_path / "tfds")  # noqa: E731
+    fails(call, f"download of {name} failed", kind=DownloadError)
+    assert not (tmp_path / "tfds").exists()
+
+
 def test_after_a_failure_the_next_try_succeeds(served, tmp_path):
     labels = served / prepare.MNIST_FILES["test", "label"]
     content = labels.read_bytes()

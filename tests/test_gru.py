@@ -147,15 +147,19 @@ def test_dtypes_of_outputs_and_gradients(of_xs, of_params, of_h, reset_after, x6
     assert leaves == [of_params] * (4 if reset_after else 3) + [of_xs]
 
 
-def test_bfloat16_products_are_summed_in_float32():
-    """256 products a gate; what is left is the rounding of h to bfloat16, |h| < 1."""
-    rng = np.random.default_rng(42)
-    shapes = ((256, 3 * H), (H, 3 * H), (3 * H,), (1, B, 256))
-    w_x, w_h, b, xs = (
-        (rng.normal(size=shape) / np.sqrt(shape[0])).astype(jnp.bfloat16) for shape in shapes
-    )
-    _, hs = gru(GRUParams(w_x, w_h, b), xs)
-    params = GRUParams(*(w.astype(np.float64) for w in (w_x, w_h, b)))
-    _, exact = oracle.gru(params, xs.astype(np.float64), (np.zeros((B, H)),))
-    error = np.abs(np.asarray(hs, np.float64) - exact)
-    assert np.all(error <= 2.0**-8 * np.abs(exact) + 1e-5)
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("product", ["x", "h"])
+def test_bfloat16_products_are_summed_in_float32(product, reset_after):
+    """256 + 1/2 − 256: bfloat16 has steps of 2 there, so a rounded product would leave 0.
+
+    With r = 1 and z = 0 the step is h = tanh(x W_xn + h W_hn + b). It runs operation by
+    operation: inside one program XLA may keep more precision than asked for.
+    """
+    b = np.repeat([100.0, -100.0, -256.0], 2)
+    w = np.zeros((2, 6))
+    w[:, 4] = 256.0, 0.5  # n, first unit
+    w_x, w_h = (w, 0 * w) if product == "x" else (0 * w, w)
+    params = GRUParams(*(a.astype(jnp.bfloat16) for a in (w_x, w_h, b)))
+    ones = np.ones((1, 2), jnp.bfloat16)
+    new = gru_step(params, GRUState(ones), ones, reset_after=reset_after)
+    np.testing.assert_allclose(np.float64(new.h[0, 0]), np.tanh(0.5), rtol=2.0**-8)

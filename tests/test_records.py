@@ -131,6 +131,7 @@ def test_commit_and_dirty_flag(tmp_path, monkeypatch):
     assert provenance.git_state() == nothing  # no commit
     write("lstmjax/lstm.py", "a")
     write("README.md", "a")
+    write("pyproject.toml", "a")
     git("add", ".")
     git("commit", "-q", "-m", "one")
     clean = {"git commit": git("rev-parse", "HEAD"), "dirty": False}
@@ -144,6 +145,10 @@ def test_commit_and_dirty_flag(tmp_path, monkeypatch):
     assert provenance.git_state() == clean | {"dirty": True}
     (tmp_path / "experiments/new.py").unlink()
     write("lstmjax/lstm.py", "b")
+    assert provenance.git_state() == clean | {"dirty": True}
+    write("lstmjax/lstm.py", "a")
+    assert provenance.git_state() == clean
+    write("pyproject.toml", "b")
     assert provenance.git_state() == clean | {"dirty": True}
     # Installed inside somebody else's checkout: their commit is not ours.
     monkeypatch.setattr(provenance, "ROOT", (tmp_path / "lstmjax").resolve())
@@ -395,6 +400,13 @@ def test_validate_names_what_is_missing(record):
         "params_sha256", "environment", "seed",
     }  # fmt: skip
     assert records.validate([1]) == ["expected a JSON object, got list"]
+
+
+def test_a_configuration_finds_its_row_whatever_its_seed_and_folder():
+    rows = {"a": Config(), "b": Config(preset="keras")}
+    assert records.matching_row(Config(seed=9, out="x"), rows) == "a"
+    assert records.matching_row(Config(preset="keras", seed=1), rows) == "b"
+    assert records.matching_row(Config(learning_rate=0.007), rows) is None
 
 
 # ---- tables -------------------------------------------------------------------------------------

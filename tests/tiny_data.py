@@ -25,7 +25,7 @@ WORDS = (
 REVIEW_COUNTS = {("train", "neg"): 9, ("train", "pos"): 8, ("test", "neg"): 5, ("test", "pos"): 6}
 
 
-class _Quiet(http.server.SimpleHTTPRequestHandler):
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
 
@@ -33,7 +33,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 @contextlib.contextmanager
 def serve(folder):
     """A server of the files in `folder` on this machine; yields its address, ending in /."""
-    handler = functools.partial(_Quiet, directory=str(folder))
+    handler = functools.partial(QuietHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()

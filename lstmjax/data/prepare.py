@@ -244,7 +244,7 @@ def _left_clean(root: Path, name: str) -> Iterator[None]:
     finally:
         begun = set() if done else _folders(root, name) - before
         for folder in sorted(begun, reverse=True):  # the deepest first
-            if folder == root / name :
+            if folder == root / name or ".tmp." in folder.name:
                 shutil.rmtree(folder, ignore_errors=True)
             else:
                 with contextlib.suppress(OSError):  # not empty

@@ -1,0 +1,50 @@
+"""A run's losses and accuracies, split by split and epoch by epoch."""
+
+from collections.abc import Mapping
+
+from lstmjax.records import Run
+
+
+class Scores:
+    """Collects the means of each split after each epoch, and logs them as they come.
+
+    Attributes:
+      epochs: {split: {metric: [(epoch, value), …]}} so far.
+    """
+
+    def __init__(self, folder: Run):
+        """Args: folder: the run whose metrics.jsonl gets a line for every split and epoch."""
+        self._folder = folder
+        self.epochs: dict[str, dict[str, list[tuple[int, float]]]] = {}
+
+    def add(self, split: str, step: int, epoch: int, means: Mapping[str, float]) -> None:
+        """Adds one split's means after an epoch.
+
+        Args:
+          split: "train", "validation" or "test".
+          step: updates so far.
+          epoch: epochs so far.
+          means: value by metric.
+        """
+        for name, value in means.items():
+            self.epochs.setdefault(split, {}).setdefault(name, []).append((epoch, value))
+        line = {f"{split}_{name}": value for name, value in means.items()}
+        self._folder.log(step, epoch=epoch, **line)
+
+    def metrics(self) -> dict[str, float | list[float]]:
+        """{"test_accuracy": last value, "test_accuracy_epochs": [all values], …} for a record."""
+        flat = {}
+        for split, metrics in self.epochs.items():
+            for name, points in metrics.items():
+                flat[f"{split}_{name}"] = points[-1][1]
+                flat[f"{split}_{name}_epochs"] = [value for _, value in points]
+        return flat
+
+    def curves(self, name: str) -> dict[str, tuple[list[int], list[float]]]:
+        """{split: (epochs, values)} of one metric, for ``plots.learning_curve``."""
+        drawn = {}
+        for split, metrics in self.epochs.items():
+            if name in metrics:
+                epochs, values = zip(*metrics[name], strict=True)
+                drawn[split] = (list(epochs), list(values))
+        return drawn
