@@ -171,9 +171,7 @@ def run(config: Config) -> None:
         title = f"{config.cell} on {dataset.title}"
         epochs = np.arange(1, config.epochs + 1)
         curve = {"training": (epochs, mse)}
-        folder.figure(
-            "loss", plots.learning_curve(title, curve, "MSE", xlabel="epoch", logy=True)
-        )
+        folder.figure("loss", plots.learning_curve(title, curve, "MSE", xlabel="epoch", logy=True))
         folder.figure("forecast", plots.forecast(t[-50:], known, future, truth, forecasts, title))
         folder.finish(
             dataset=dataset,

@@ -153,6 +153,9 @@ def run(config: Config) -> None:
         validation_size=config.validation_size,
         seed=config.seed,
     ).first(config.limit)
+    size = len(dataset.splits["train"]["label"])
+    fits = config.batch_size <= size or not config.drop_remainder
+    cli.check(config, "batch_size", fits, f"at most {size}, the training reviews")
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}")
     devices = parallel.use_devices(config.devices)
     clock = train.Clock()
@@ -171,7 +174,7 @@ def run(config: Config) -> None:
     advance = parallel.runner(step, devices, clock)
     evaluate = parallel.evaluator(lambda p, batch: loss_fn(p, batch)[1], devices, clock)
     data = {name: dataset.splits["train"][name] for name in ("ids", "label")}
-    size, data = len(data["label"]), parallel.place(data, devices)
+    data = parallel.place(data, devices)
 
     with Run.create("imdb", config, out=config.out) as folder:
         scores = Scores(folder)
@@ -239,8 +242,10 @@ def predict(config: Predict) -> None:
     runs = Path("runs").glob("imdb-*/params.safetensors")
     newest = max(runs, key=lambda path: path.stat().st_mtime, default=None)
     if config.run is None and newest is None:
-        raise RunError("--run: there is no finished run under runs/: train one first")
+        raise RunError("--run: there is no finished run under runs/, train one first or name one")
     folder = Path(config.run) if config.run else newest.parent
+    if not (folder / "record.json").exists():
+        raise RunError(f"--run: got {folder}, expected the folder of a finished run")
     settings = Config(**json.loads((folder / "config.json").read_text()))
     vocabulary = (folder / "vocabulary.txt").read_text().split("\n")
     ids = imdb.encode(

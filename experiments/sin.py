@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import PartitionSpec as P
 from tqdm import tqdm
 
 from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
@@ -150,7 +149,7 @@ def fit(config: Config, data: dict, devices: list, clock: train.Clock, twice: bo
     step = train.make_train_step(
         make_loss(model, config, twice), tx, axis_name=parallel.AXIS, stateful=True
     )
-    advance = parallel.runner(step, devices, clock, state=(P(), P(parallel.AXIS)))
+    advance = parallel.runner(step, devices, clock, state=(parallel.WHOLE, parallel.SPLIT))
     predict = jax.jit(lambda p, x, carry: model.apply({"params": p}, x, carry)[1])
 
     plan = train.plan_batches(np.arange(count * rows), rows, multiple=len(devices))
@@ -158,7 +157,7 @@ def fit(config: Config, data: dict, devices: list, clock: train.Clock, twice: bo
     carry = (LSTMState(jnp.zeros(shape), jnp.zeros(shape)),)
     state = (
         parallel.place(train.init_state(params, tx, jax.random.key(0)), devices),
-        parallel.place(carry, devices, P(parallel.AXIS)),
+        parallel.place(carry, devices, parallel.SPLIT),
     )
     windows = {name: a.reshape(count * rows, *a.shape[2:]) for name, a in data.items()}
     windows = parallel.place({n: a for n, a in windows.items() if n != "t"}, devices)
@@ -167,7 +166,9 @@ def fit(config: Config, data: dict, devices: list, clock: train.Clock, twice: bo
     for start in range(0, count, config.frame_every):
         if on_frame is not None:  # what the model says of the next window, before it learns from it
             now = jax.tree.map(lambda c: c[:1], state[1])
-            on_frame(start, np.asarray(predict(state[0].params, data["x"][start, :1], now))[0, :, 0])
+            on_frame(
+                start, np.asarray(predict(state[0].params, data["x"][start, :1], now))[0, :, 0]
+            )
         piece = {name: a[start : start + config.frame_every] for name, a in plan.items()}
         state, metrics = advance(state, windows, piece)
         added, counted = metrics["loss"]

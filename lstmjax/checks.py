@@ -50,7 +50,7 @@ def rate(name: str, value: Any) -> None:
 
 
 def shape(name: str, array: Any, expected: Sequence[int | str]) -> None:
-    """Raises ``ValueError`` unless ``array`` has the expected shape; a string stands for any size."""
+    """Raises ``ValueError`` unless ``array`` has the expected shape (a string: any size)."""
     got = jnp.shape(array)
     fits = len(got) == len(expected) and all(
         isinstance(want, str) or size == want for size, want in zip(got, expected, strict=True)

@@ -27,6 +27,10 @@ from lstmjax.records import RunError
 
 Config = TypeVar("Config")
 
+# The fields of the configuration that was parsed: what is said of an argument of the same name is
+# said of the flag.
+_fields: set[str] = set()
+
 _WORDS = {int: "an integer", float: "a number", str: "text", type(None): "None"}
 
 
@@ -66,6 +70,8 @@ def parse(
     import tyro
 
     argv = list(sys.argv[1:] if argv is None else argv)
+    _fields.clear()
+    _fields.update(field.name for field in dataclasses.fields(config_class))
     defaults = {} if presets is None else {"default": _preset(config_class, presets, argv)}
     complaint = io.StringIO()
     try:
@@ -234,7 +240,9 @@ def main(run: Callable[[], Any]) -> None:
     except ValueError as error:
         if not _is_ours(error):
             raise
-        _fail(str(error), 2)
+        name = str(error).partition(":")[0]
+        flag = f"--{name.replace('_', '-')}" if name in _fields else name
+        _fail(str(error).replace(name, flag, 1), 2)
 
 
 def _is_ours(error: ValueError) -> bool:

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
-from lstmjax.initializers import glorot, orthogonal, per_gate
+from lstmjax.initializers import glorot, orthogonal, per_gate, uniform
 from lstmjax.recurrence import recur
 
 
@@ -235,27 +235,29 @@ def init_lstm(
         checks.positive_int("proj_size", proj_size)
     checks.one_of("init", init, INITS)
     checks.weights_dtype(dtype)
-    out = proj_size or hidden_size
-    of_x, of_h, of_peephole, of_proj = jax.random.split(key, 4)
-    x_shape, h_shape = (input_size, 4 * hidden_size), (out, 4 * hidden_size)
-    if init == "tf1":
-        both = glorot(of_x, (input_size + out, 4 * hidden_size), dtype)
-        w_x, w_h = both[:input_size], both[input_size:]
-    elif init == "keras":
-        w_x, w_h = glorot(of_x, x_shape, dtype), orthogonal(of_h, h_shape, dtype)
-    else:
-        recurrent = orthogonal if init == "lstmjax" else glorot
-        w_x = per_gate(glorot, 4)(of_x, x_shape, dtype)
-        w_h = per_gate(recurrent, 4)(of_h, h_shape, dtype)
-    bias = jnp.zeros((4, hidden_size), dtype).at[1].set(forget_bias).reshape(-1)
+    of_kernels, of_peephole, of_proj = jax.random.split(key, 3)
+    w_x, w_h = _kernels(of_kernels, input_size, proj_size or hidden_size, hidden_size, init, dtype)
+    b = jnp.zeros((4, hidden_size), dtype).at[1].set(forget_bias).reshape(-1)
     weights = None
     if peephole:
-        weights = jnp.zeros((3, hidden_size), dtype)
-        if init == "tf1":
-            limit = (3 / hidden_size) ** 0.5
-            weights = jax.random.uniform(of_peephole, weights.shape, dtype, -limit, limit)
+        limit = (3 / hidden_size) ** 0.5 if init == "tf1" else 0.0
+        weights = uniform(limit)(of_peephole, (3, hidden_size), dtype)
     w_proj = glorot(of_proj, (hidden_size, proj_size), dtype) if proj_size else None
-    return LSTMParams(w_x, w_h, bias, weights, w_proj)
+    return LSTMParams(w_x, w_h, b, weights, w_proj)
+
+
+def _kernels(key, d: int, p: int, h: int, init: str, dtype) -> tuple[jax.Array, jax.Array]:
+    """w_x [D, 4H] and w_h [P, 4H] under one of ``init_lstm``'s laws."""
+    of_x, of_h = jax.random.split(key)
+    if init == "tf1":
+        both = glorot(of_x, (d + p, 4 * h), dtype)
+        return both[:d], both[d:]
+    law_x, law_h = {
+        "lstmjax": (per_gate(glorot, 4), per_gate(orthogonal, 4)),
+        "keras": (glorot, orthogonal),
+        "keras1": (per_gate(glorot, 4), per_gate(glorot, 4)),
+    }[init]
+    return law_x(of_x, (d, 4 * h), dtype), law_h(of_h, (p, 4 * h), dtype)
 
 
 def _check(

@@ -38,7 +38,7 @@ class Recurrent(nn.Module):
     Attributes:
       cell: "lstm", "gru", "rnn" (tanh) or "linear_rnn" (no activation, no bias).
       hidden_size: H.
-      cell_init: the cell's initial law ("lstmjax", …; see ``init_lstm``, ``init_gru``, ``init_rnn``).
+      cell_init: the cell's initial law, as ``init`` of ``init_lstm``, ``init_gru``, ``init_rnn``.
       method: "scan" or "unrolled".
       unroll: steps written out in one iteration of the scan.
     """

@@ -16,6 +16,10 @@ from jax.sharding import PartitionSpec as P
 from lstmjax import checks, losses, train
 
 AXIS = "batch"
+MAX_CPU_DEVICES = 64  # each is a thread; a collective waits for all of them
+WHOLE = P()  # every device has all of it
+SPLIT = P(AXIS)  # split along the first axis
+BATCHES = P(None, AXIS)  # [K, B]: every batch is split
 
 
 def use_devices(count: int | None = None) -> list[jax.Device]:
@@ -32,10 +36,9 @@ def use_devices(count: int | None = None) -> list[jax.Device]:
     """
     if count is not None:
         checks.positive_int("devices", count)
-    wanted = count or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
     try:
-        # Only matters on a CPU, and only before JAX has looked for devices.
-        jax.config.update("jax_num_cpu_devices", wanted or os.cpu_count() or 1)
+        # Says how many devices a CPU is taken for; JAX hears it only before its first array.
+        jax.config.update("jax_num_cpu_devices", min(count or _cores(), MAX_CPU_DEVICES))
     except RuntimeError:
         pass
     devices = jax.devices()
@@ -44,8 +47,14 @@ def use_devices(count: int | None = None) -> list[jax.Device]:
     return devices[:count]
 
 
+def _cores() -> int:
+    """The processor cores that this process may use."""
+    usable = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
 def spread(
-    run: Callable, devices: Sequence[jax.Device], *, state: Any = P(), out: Any = None
+    run: Callable, devices: Sequence[jax.Device], *, state: Any = WHOLE, out: Any = None
 ) -> Callable:
     """Compiles ``run(state, data, plan) -> (state, metrics)`` over devices, batches split.
 
@@ -55,9 +64,9 @@ def spread(
     Args:
       run: from ``train.scan_steps``, of a step with ``axis_name=AXIS``.
       devices: which ones.
-      state: how the state is laid out: ``P()`` whole, ``P(AXIS)`` split along its first axis; a
-        pytree prefix of such.
-      out: how the result is laid out; ``(state, P())`` when not given.
+      state: how the state is laid out: ``WHOLE``, ``SPLIT`` along its first axis, or a pytree
+        prefix of such.
+      out: how the result is laid out; ``(state, WHOLE)`` when not given.
 
     Returns:
       The compiled function.
@@ -65,8 +74,8 @@ def spread(
     mapped = jax.shard_map(
         run,
         mesh=mesh(devices),
-        in_specs=(state, P(), P(None, AXIS)),
-        out_specs=(state, P()) if out is None else out,
+        in_specs=(state, WHOLE, BATCHES),
+        out_specs=(state, WHOLE) if out is None else out,
         check_vma=False,
     )
     return jax.jit(mapped, donate_argnums=0 if out is None else ())
@@ -77,14 +86,14 @@ def mesh(devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def place(tree: Any, devices: Sequence[jax.Device], spec: P = P()) -> Any:
-    """Puts arrays on the devices: whole on each (``P()``), or split (``P(None, AXIS)``)."""
+def place(tree: Any, devices: Sequence[jax.Device], spec: P = WHOLE) -> Any:
+    """Puts arrays on the devices: whole on each, or split (``SPLIT``, ``BATCHES``)."""
     # Copies, so that giving the placed arrays up to a compiled call never deletes the originals.
     return jax.device_put(tree, NamedSharding(mesh(devices), spec), may_alias=False)
 
 
 def runner(
-    step: Callable, devices: Sequence[jax.Device], clock: train.Clock, *, state: Any = P()
+    step: Callable, devices: Sequence[jax.Device], clock: train.Clock, *, state: Any = WHOLE
 ) -> Callable:
     """Builds ``advance(state, data, plan) -> (state, metrics)``: compiled, spread and timed.
 
@@ -104,7 +113,7 @@ def runner(
 
     def advance(state: Any, data: Any, plan: dict[str, np.ndarray]) -> tuple[Any, Any]:
         shape = plan["rows"].shape
-        plan = place(plan, devices, P(None, AXIS))
+        plan = place(plan, devices, BATCHES)
         if shape not in compiled:
             compiled[shape] = clock.compile(run, state, data, plan)
         with clock("train"):
@@ -130,13 +139,13 @@ def evaluator(
       ``evaluate``; ``split`` is a dict of [N, ...] arrays, N >= 1.
     """
     step = train.make_eval_step(metric_fn, axis_name=AXIS)
-    run = spread(train.scan_eval(step), devices, out=P())
+    run = spread(train.scan_eval(step), devices, out=WHOLE)
     compiled = {}
 
     def evaluate(params: Any, split: dict[str, np.ndarray]) -> dict[str, float]:
         size = len(next(iter(split.values())))
         plan = train.plan_batches(np.arange(size), batch_size, multiple=len(devices))
-        arguments = params, place(split, devices), place(plan, devices, P(None, AXIS))
+        arguments = params, place(split, devices), place(plan, devices, BATCHES)
         if size not in compiled:
             compiled[size] = clock.compile(run, *arguments)
         with clock("eval"):

@@ -101,6 +101,7 @@ WRONG_GRU = [
     ({"state": RNNState(zeros(B, H))}, ("state", "RNNState", "GRUState")),
     ({"state": GRUState(zeros(2, H))}, ("state.h", "[2, 5]", "[3, 5]")),
     ({"reset_after": False}, ("params.b_n", "None", "reset_after=False")),
+    ({"reset_after": "no"}, ("reset_after", "'no'", "True or False")),
 ]
 CASES = [
     pytest.param(layer, step, params, changes, parts, id=f"{layer.__name__}-{'-'.join(parts)}")
@@ -145,6 +146,8 @@ def test_wrong_arguments_of_a_layer_and_of_its_step(layer, step, params, changes
         ({"unroll": 0}, ("unroll", "0", ">= 1")),
         ({"unroll": 1.5}, ("unroll", "1.5", ">= 1")),
         ({"unroll": True}, ("unroll", "True", ">= 1")),
+        ({"reverse": "no"}, ("reverse", "'no'", "True or False")),
+        ({"reverse": None}, ("reverse", "None", "True or False")),
     ],
     ids=str,
 )
@@ -245,5 +248,5 @@ def test_variational_dropout_wants_three_axes():
 
 @pytest.mark.parametrize("drop", [dropout, variational_dropout])
 def test_dropout_wants_floating_point_numbers(drop):
-    with pytest.raises(ValueError, match="int32.*float"):
+    with pytest.raises(ValueError, match="^xs?: got dtype int32, expected a floating"):
         drop(jax.random.key(0), zeros(T, B, D, dtype=np.int32), 0.5)

@@ -171,7 +171,7 @@ def raising(error):
         (raising(KeyboardInterrupt()), 130, "error: interrupted"),
         (lambda: cli.check_rates(Config(dropout=2.0), "dropout"), 2,
          "error: --dropout: got 2.0, expected 0 <= dropout < 1"),
-        (lambda: lstmjax.init_lstm(None, -1, 3), 2, "error: input_size: "),
+        (lambda: lstmjax.init_lstm(None, 3, 3, proj_size=0), 2, "error: proj_size: got 0,"),
     ],
 )  # fmt: skip
 def test_main_turns_what_a_user_can_mend_into_one_line(run, code, line, capsys):
@@ -179,6 +179,17 @@ def test_main_turns_what_a_user_can_mend_into_one_line(run, code, line, capsys):
         cli.main(run)
     err = capsys.readouterr().err
     assert stop.value.code == code and err.startswith(line) and err.count("\n") == 1
+
+
+def test_main_says_flags_of_arguments_of_the_same_name(capsys):
+    cli.parse(Config, argv=[])
+    with pytest.raises(SystemExit):
+        cli.main(lambda: lstmjax.dropout(None, None, 2.0))  # its argument is `rate`, no flag here
+    with pytest.raises(SystemExit):
+        cli.main(lambda: lstmjax.stack(lstmjax.lstm, [], None, dropout=2.0))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "error: rate: got 2.0, expected 0 <= rate < 1"
+    assert second == "error: --dropout: got 2.0, expected 0 <= dropout < 1"
 
 
 def test_main_leaves_bugs_their_traceback():

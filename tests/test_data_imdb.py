@@ -238,7 +238,7 @@ def test_no_data_and_no_network(tmp_path, monkeypatch):
     ],
 )
 def test_wrong_options_are_named(here, option, value):
-    with pytest.raises(ValueError, match=f"{option} is {value!r}; expected"):
+    with pytest.raises(ValueError, match=f"{option}: got {value!r}, expected"):
         imdb.load(**{option: value})
 
 

@@ -139,7 +139,7 @@ def test_wrong_options_are_named(here, options, message):
 
 
 def test_unknown_permutation_is_named():
-    with pytest.raises(ValueError, match="permutation is 'x'; expected one of 'RandomState"):
+    with pytest.raises(ValueError, match="permutation: got 'x', expected one of 'RandomState"):
         mnist.permutation("x")
 
 

@@ -328,7 +328,7 @@ def test_read_idx_refuses_what_is_no_idx(tmp_path, content):
 
 def test_wrong_arguments(tmp_path):
     with pytest.raises(
-        ValueError, match="name is 'cifar10'; expected one of 'imdb_reviews', 'mnist'"
+        ValueError, match="name: got 'cifar10', expected one of 'imdb_reviews', 'mnist'"
     ):
         prepare.prepare("cifar10")
     fails(lambda: prepare.prepare("mnist", tmp_path, tmp_path / "none"), "none is not a folder")

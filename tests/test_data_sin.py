@@ -64,7 +64,7 @@ def test_forecast_windows(corrected, count):
 @pytest.mark.parametrize("value", [-1, 2.0, "3", None, True])
 def test_wrong_sizes_are_named(argument, value):
     arguments = {"num_batches": 2, argument: value}
-    with pytest.raises(ValueError, match=f"{argument} is .*expected an integer"):
+    with pytest.raises(ValueError, match=f"{argument}: got .*expected an integer"):
         sin.stateful_batches(**arguments)
 
 

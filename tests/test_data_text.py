@@ -141,5 +141,5 @@ def test_ten_thousand_ids_are_9996_words():
 )
 def test_wrong_options_are_named(option, value):
     options = {"num_words": 10, "max_length": 5, option: value}
-    with pytest.raises(ValueError, match=f"{option} is {value!r}; expected"):
+    with pytest.raises(ValueError, match=f"{option}: got {value!r}, expected"):
         text.pad(text.index(["a b"])[0], **options)

@@ -94,7 +94,7 @@ def check_choice(argument: str, value: object, choices: Sequence[str]) -> None:
     """Raise a `ValueError` naming `argument` unless `value` is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(
-            f"{argument} is {value!r}; expected one of {', '.join(map(repr, choices))}"
+            f"{argument}: got {value!r}, expected one of {', '.join(map(repr, choices))}"
         )
 
 
@@ -103,7 +103,7 @@ def check_int(argument: str, value: object, low: int, high: int | None = None) -
     good = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not good or value < low or (high is not None and value > high):
         span = f"of {low} or more" if high is None else f"from {low} to {high}"
-        raise ValueError(f"{argument} is {value!r}; expected an integer {span}")
+        raise ValueError(f"{argument}: got {value!r}, expected an integer {span}")
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:

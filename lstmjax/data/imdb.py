@@ -99,7 +99,7 @@ def encode(
       ValueError: naming an option that is wrong; `texts` that is one string.
     """
     if isinstance(texts, str) or not all(isinstance(one, str) for one in texts):
-        raise ValueError(f"texts is {type(texts).__name__}; expected a list of strings")
+        raise ValueError(f"texts: got {type(texts).__name__}, expected a list of strings")
     text.check_options(num_words, max_length, padding, truncating)
     return text.pad(
         text.look_up(texts, vocabulary),

@@ -49,7 +49,7 @@ def load(
         check_choice("permutation", permutation, tuple(PERMUTATIONS))
     elif permutation is not None:
         raise ValueError(
-            f"permutation is {permutation!r} with layout {layout!r}; expected None, or "
+            f"permutation: got {permutation!r} with layout {layout!r}, expected None, or "
             "layout 'permuted'"
         )
     name, origin, stored = _load_images(source, cache_dir)

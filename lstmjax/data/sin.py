@@ -58,7 +58,7 @@ def forecast_windows(*, corrected: bool = True) -> dict[str, np.ndarray]:
       "t": float64 [1000]}`, all values of x, y and series in [−1, 1].
     """
     if not isinstance(corrected, bool):
-        raise ValueError(f"corrected is {corrected!r}; expected True or False")
+        raise ValueError(f"corrected: got {corrected!r}, expected True or False")
     t = np.linspace(-100.0, 100.0, 1000)
     series = np.sin(t)
     count = len(series) - WINDOW - (0 if corrected else 1)
