@@ -27,12 +27,18 @@ def positive_int(name: str, value: Any) -> None:
         raise ValueError(f"{name}: got {value!r}, expected a whole number >= 1")
 
 
+def flag(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name}: got {value!r}, expected True or False")
+
+
 def positive(name: str, value: Any) -> None:
     """Raises ``ValueError`` unless ``value`` is None or a finite number above 0."""
     if value is None or isinstance(value, jax.core.Tracer):
         return
     try:
-        fine = 0 < float(value) < float("inf")
+        fine = not isinstance(value, str) and 0 < float(value) < float("inf")
     except (TypeError, ValueError):
         fine = False
     if not fine:
@@ -42,7 +48,7 @@ def positive(name: str, value: Any) -> None:
 def rate(name: str, value: Any) -> None:
     """Raises ``ValueError`` unless ``value`` is a probability with 0 <= value < 1."""
     try:
-        fine = 0.0 <= float(value) < 1.0
+        fine = not isinstance(value, str) and 0.0 <= float(value) < 1.0
     except (TypeError, ValueError):
         fine = False
     if not fine:
@@ -51,7 +57,9 @@ def rate(name: str, value: Any) -> None:
 
 def shape(name: str, array: Any, expected: Sequence[int | str]) -> None:
     """Raises ``ValueError`` unless ``array`` has the expected shape (a string: any size)."""
-    got = jnp.shape(array)
+    if not isinstance(array, jax.Array | np.ndarray):
+        raise ValueError(f"{name}: got {type(array).__name__}, expected an array")
+    got = array.shape
     fits = len(got) == len(expected) and all(
         isinstance(want, str) or size == want for size, want in zip(got, expected, strict=True)
     )

@@ -28,6 +28,7 @@ def dropout(key: jax.Array | None, x: jax.Array, rate: float) -> jax.Array:
       ValueError: ``rate`` outside [0, 1).
     """
     checks.rate("rate", rate)
+    checks.floating("x", x)
     if key is None or rate == 0:
         return x
     return _masked(key, x, rate, x.shape)
@@ -54,6 +55,7 @@ def variational_dropout(key: jax.Array | None, xs: jax.Array, rate: float) -> ja
     """
     checks.rate("rate", rate)
     checks.shape("xs", xs, ("T", "B", "F"))
+    checks.floating("xs", xs)
     if key is None or rate == 0:
         return xs
     return _masked(key, xs, rate, (1, *xs.shape[1:]))

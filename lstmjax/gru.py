@@ -200,6 +200,7 @@ def _check(
     """Checks weights against each other and against inputs [..., D]; returns the two dtypes."""
     if not isinstance(params, GRUParams):
         raise ValueError(f"params: got {type(params).__name__}, expected GRUParams")
+    checks.flag("reset_after", reset_after)
     checks.shape("params.w_h", params.w_h, ("H", "3H"))
     hidden = params.w_h.shape[0]
     checks.shape("params.w_h", params.w_h, (hidden, 3 * hidden))

@@ -14,7 +14,13 @@ import jax.numpy as jnp
 Initializer = Callable[[jax.Array, tuple[int, ...], jnp.dtype], jax.Array]
 
 glorot: Initializer = jax.nn.initializers.glorot_uniform()
-orthogonal: Initializer = jax.nn.initializers.orthogonal()
+
+
+def orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """All singular values 1."""
+    # The QR decomposition knows no 16-bit types.
+    wide = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
+    return jax.nn.initializers.orthogonal()(key, shape, wide).astype(dtype)
 
 
 def per_gate(init: Initializer, gates: int) -> Initializer:

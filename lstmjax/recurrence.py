@@ -62,6 +62,7 @@ def recur(
     """
     checks.one_of("method", method, METHODS)
     checks.positive_int("unroll", unroll)
+    checks.flag("reverse", reverse)
     steps, batch = xs.shape[:2]
     valid = checks.valid_steps(steps, batch, mask, lengths)
     reset = checks.reset_steps(steps, batch, resets)
@@ -171,8 +172,11 @@ def bidirectional(
       valid step (the backward one ends at the first valid step), and the outputs side by side.
 
     Raises:
-      ValueError: ``params`` or ``state`` is not a ``Bidirectional``; what ``layer`` raises.
+      ValueError: ``params`` or ``state`` is not a ``Bidirectional``, ``reverse`` among the options;
+        what ``layer`` raises.
     """
+    if "reverse" in options:
+        raise ValueError("reverse: got a value, expected none: both directions are run")
     for name, pair in (("params", params), ("state", state)):
         if not isinstance(pair, Bidirectional) and not (name == "state" and pair is None):
             raise ValueError(

@@ -142,3 +142,8 @@ def test_dropout_of_a_stack_is_between_layers_and_fresh_at_every_step():
             assert abs(both.mean() - chance**2) < 0.03
     assert np.array_equal(run(3, method="unrolled"), results[3])
     assert not np.array_equal(run(3, seed=1), results[3])
+
+
+def test_bidirectional_takes_no_reverse():
+    with pytest.raises(ValueError, match="reverse: got a value, expected none"):
+        bidirectional(lstm, None, None, reverse=True)

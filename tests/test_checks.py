@@ -56,6 +56,7 @@ def assert_says(parts, fun, **arguments):
 
 WRONG_LSTM = [
     ({"params": tuple(LSTM)}, ("params", "tuple", "LSTMParams")),
+    ({"params": LSTM._replace(b=[0.0] * 20)}, ("params.b", "list", "array")),
     ({"params": LSTM._replace(w_x=zeros(D, 19))}, ("params.w_x", "[4, 19]", "20")),
     ({"params": LSTM._replace(w_x=zeros(4, D, 20))}, ("params.w_x", "[4, 4, 20]", "20")),
     ({"params": LSTM._replace(w_h=zeros(P, 21))}, ("params.w_h", "[2, 21]", "4H")),

@@ -120,17 +120,17 @@ def test_bit_reversal_is_that_of_1024_with_the_rest_left_out():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": "web"}, "source is 'web'"),
-        ({"layout": "columns"}, "layout is 'columns'"),
-        ({"layout": "permuted"}, "permutation is None"),
-        ({"layout": "permuted", "permutation": "random"}, "permutation is 'random'"),
+        ({"source": "web"}, "source: got 'web'"),
+        ({"layout": "columns"}, "layout: got 'columns'"),
+        ({"layout": "permuted"}, "permutation: got None"),
+        ({"layout": "permuted", "permutation": "random"}, "permutation: got 'random'"),
         (
             {"layout": "rows", "permutation": "torch12008"},
-            "permutation is 'torch12008' with layout",
+            "permutation: got 'torch12008' with layout",
         ),
-        ({"validation_size": -1}, "validation_size is -1"),
-        ({"validation_size": 13}, "validation_size is 13"),
-        ({"validation_size": True}, "validation_size is True"),
+        ({"validation_size": -1}, "validation_size: got -1"),
+        ({"validation_size": 13}, "validation_size: got 13"),
+        ({"validation_size": True}, "validation_size: got True"),
     ],
 )
 def test_wrong_options_are_named(here, options, message):

@@ -69,7 +69,7 @@ def test_wrong_sizes_are_named(argument, value):
 
 
 def test_corrected_must_be_a_flag():
-    with pytest.raises(ValueError, match="corrected is 'no'"):
+    with pytest.raises(ValueError, match="corrected: got 'no'"):
         sin.forecast_windows(corrected="no")
 
 
