@@ -93,7 +93,6 @@ DENSE = {
     "normal": (jax.nn.initializers.normal(1.0), jax.nn.initializers.constant(0.1)),
     "glorot": (glorot, zeros),
 }
-TITLE = "cos from sin"
 
 
 def check(config: Config) -> None:
@@ -185,11 +184,11 @@ def run(config: Config) -> None:
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}")
     devices = parallel.use_devices(config.devices)
     clock = train.Clock()
-    frames = []
+    title, frames = f"cos from sin, {dataset.title}", []
 
     def draw(axes, frame):
         update, prediction = frame
-        plots.draw_sin_fit(axes, *known(update), prediction, TITLE, update)
+        plots.draw_sin_fit(axes, *known(update), prediction, title, update)
 
     def known(update):  # time and target of the first window
         return data["t"][update, 0], data["y"][update, 0, :, 0]
@@ -220,11 +219,9 @@ def run(config: Config) -> None:
             curves["state advanced twice"] = (np.arange(len(twice)), twice)
             metrics["mse_advanced"] = float(np.mean(twice[-20:]))
 
-        folder.figure(
-            "loss", plots.learning_curve(f"{TITLE}: {dataset.title}", curves, "MSE", logy=True)
-        )
+        folder.figure("loss", plots.learning_curve(title, curves, "MSE", logy=True))
         update, prediction = frames[-1]
-        folder.figure("fit", plots.sin_fit(*known(update), prediction, TITLE, update))
+        folder.figure("fit", plots.sin_fit(*known(update), prediction, title, update))
         plots.save_animation(frames, folder.path / "fit.gif", draw)
         checkpoint.save_params(folder.path / "params.safetensors", params)
         folder.finish(

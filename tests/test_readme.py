@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from lstmjax import init_state
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -18,7 +20,7 @@ def test_the_snippets_run():
     assert names["hs"].shape == (20, 4, 16)
     assert not np.any(names["hs"][:, 2])  # the row of length 0
     # The last step defined is the one with an axis; on one device it goes under vmap.
-    state = names["train"].init_state(names["params"], names["tx"], jax.random.key(2))
+    state = init_state(names["params"], names["tx"], jax.random.key(2))
     batch = {"x": names["xs"][:, None], "y": np.ones((1, 4, 16), np.float32)}
     batch["weight"] = np.ones((1, 4), np.float32)
     axes = ({"x": 1, "y": 0, "weight": 0},)

@@ -269,6 +269,27 @@ def test_plan_can_drop_the_remainder():
     assert plan["weight"].min() == 1
 
 
+def test_epochs_have_orders_of_their_own_and_equal_pieces():
+    orders = []
+    for seed, epoch in ((0, 1), (0, 2), (1, 1), (0, 1)):
+        pieces = train.plan_epoch(23, 2, seed=seed, epoch=epoch, at_most=5)
+        assert [p["rows"].shape for p in pieces] == [(4, 2)] * 3  # 12 batches
+        rows = np.concatenate([p["rows"].ravel() for p in pieces])
+        weight = np.concatenate([p["weight"].ravel() for p in pieces])
+        assert sorted(rows[weight > 0]) == list(range(23))
+        orders.append(tuple(rows))
+    assert len(set(orders)) == 3 and orders[0] == orders[3]
+    one = train.plan_epoch(23, 2, seed=0, epoch=1, multiple=3, at_most=99)
+    (many,) = one
+    np.testing.assert_array_equal(many["rows"][:, :2].ravel(), orders[0])
+
+
+def test_metrics_of_several_calls_are_added():
+    parts = [{"loss": (np.array([1.0, 2.0]), np.array([3.0, 4.0]))}] * 2
+    assert train.added(parts) == {"loss": (6.0, 14.0)}
+    assert losses.means(parts[0]) == {"loss": pytest.approx(3 / 7)}
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
@@ -276,6 +297,7 @@ def test_plan_can_drop_the_remainder():
         (lambda: train.plan_batches(np.arange(3), 2, multiple=0), "multiple: got 0"),
         (lambda: train.plan_batches(np.arange(3), 5, drop_remainder=True), "order: got 3 ex"),
         (lambda: train.plan_batches(np.zeros((2, 2)), 1), r"order: got shape \[2, 2\]"),
+        (lambda: train.plan_epoch(9, 2, seed=0, epoch=1, at_most=0), "at_most: got 0"),
     ],
 )
 def test_bad_plans_are_named(call, text):
