@@ -164,10 +164,9 @@ def fit(config: Config, data: dict, devices: list, clock: train.Clock, twice: bo
     mse = []
     for start in range(0, count, config.frame_every):
         if on_frame is not None:  # what the model says of the next window, before it learns from it
-            now = jax.tree.map(lambda c: c[:1], state[1])
-            on_frame(
-                start, np.asarray(predict(state[0].params, data["x"][start, :1], now))[0, :, 0]
-            )
+            first_row = jax.tree.map(lambda c: c[:1], state[1])
+            said = predict(state[0].params, data["x"][start, :1], first_row)
+            on_frame(start, np.asarray(said)[0, :, 0], mse)
         piece = {name: a[start : start + config.frame_every] for name, a in plan.items()}
         state, metrics = advance(state, windows, piece)
         added, counted = metrics["loss"]
@@ -197,9 +196,10 @@ def run(config: Config) -> None:
     with Run.create("sin", config, out=config.out) as folder:
         bar = tqdm(total=config.updates, unit=" updates", disable=None)
 
-        def on_frame(update, prediction):
+        def on_frame(update, prediction, mse):
             frames.append((update, prediction))
             bar.update(update - bar.n)
+            bar.set_postfix(mse=f"{mse[-1]:.5f}" if mse else "?")
             if live is not None:
                 live.show(frames[-1])
 

@@ -123,6 +123,16 @@ def states(state: Any, kind: type, shapes: Sequence[Sequence[int]]) -> None:
         floating(f"state.{name}", array)
 
 
+METHODS = ("scan", "unrolled")
+
+
+def running(reverse: Any, method: Any, unroll: Any) -> None:
+    """Raises ``ValueError`` unless these say how a sequence can be run."""
+    flag("reverse", reverse)
+    one_of("method", method, METHODS)
+    positive_int("unroll", unroll)
+
+
 def valid_steps(steps: int, batch: int, mask: Any, lengths: Any) -> jax.Array | None:
     """The steps that count, as one array.
 

@@ -14,7 +14,6 @@ z first), and z weighs the old state (in some papers it weighs the new one).
 Letters: T time, B batch, D input, H hidden.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.initializers import glorot, orthogonal, per_gate
-from lstmjax.recurrence import recur
+from lstmjax.recurrence import recur_compiled
 
 
 class GRUParams(NamedTuple):
@@ -131,10 +130,12 @@ def gru(
     else:
         checks.states(state, GRUState, [shape])
         state = GRUState(jnp.asarray(state.h, compute))
-    return recur(
-        partial(gru_step, params, reset_after=reset_after),
+    return recur_compiled(
+        gru_step,
+        params,
         state,
         xs,
+        static=(("reset_after", reset_after),),
         mask=mask,
         lengths=lengths,
         resets=resets,

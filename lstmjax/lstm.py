@@ -28,7 +28,6 @@ Conventions, because no two libraries agree on them:
   - Sequences are time-major [T, B, D].
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -36,7 +35,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.initializers import glorot, orthogonal, per_gate, uniform
-from lstmjax.recurrence import recur
+from lstmjax.recurrence import recur_compiled
 
 
 class LSTMParams(NamedTuple):
@@ -175,10 +174,12 @@ def lstm(
     else:
         checks.states(state, LSTMState, shapes)
         state = LSTMState(jnp.asarray(state.h, compute), jnp.asarray(state.c, keep))
-    return recur(
-        partial(lstm_step, params, cell_clip=cell_clip, proj_clip=proj_clip),
+    return recur_compiled(
+        lstm_step,
+        params,
         state,
         xs,
+        traced={"cell_clip": cell_clip, "proj_clip": proj_clip},
         mask=mask,
         lengths=lengths,
         resets=resets,

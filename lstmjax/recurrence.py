@@ -9,11 +9,13 @@ A cell is a pure function ``step(state, x_t) -> state`` whose state is a NamedTu
         else:                                      hs[t] = 0
 
 ``recur`` is that loop, either compiled as a loop (``method="scan"``) or written out step by step
-(``method="unrolled"``). ``bidirectional`` and ``stack`` build larger layers from any layer with
-the signature ``layer(params, xs, state, **options) -> (state, hs)``.
+(``method="unrolled"``), and ``recur_compiled`` is ``recur`` as one compiled program.
+``bidirectional`` and ``stack`` build larger layers from any layer with the signature
+``layer(params, xs, state, **options) -> (state, hs)``.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +23,6 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.dropout import dropout as drop
-
-METHODS = ("scan", "unrolled")
 
 
 def recur(
@@ -60,9 +60,7 @@ def recur(
     Raises:
       ValueError: a wrong shape, dtype, length, method or unroll.
     """
-    checks.one_of("method", method, METHODS)
-    checks.positive_int("unroll", unroll)
-    checks.flag("reverse", reverse)
+    checks.running(reverse, method, unroll)
     steps, batch = xs.shape[:2]
     valid = checks.valid_steps(steps, batch, mask, lengths)
     reset = checks.reset_steps(steps, batch, resets)
@@ -86,6 +84,52 @@ def recur(
     if method == "scan":
         return jax.lax.scan(body, state, inputs, reverse=reverse, unroll=min(unroll, steps) or 1)
     return _unrolled(body, state, inputs, steps, reverse)
+
+
+def recur_compiled(
+    step: Callable,
+    params: Any,
+    state: Any,
+    xs: jax.Array,
+    *,
+    mask: Any,
+    lengths: Any,
+    resets: Any,
+    reverse: bool,
+    method: str,
+    unroll: int,
+    traced: dict[str, Any] | None = None,
+    static: tuple[tuple[str, Any], ...] = (),
+) -> tuple[Any, jax.Array]:
+    """``recur`` of a cell, as one compiled program even where the caller does not compile.
+
+    Args:
+      step: ``step(params, state, x_t, **options) -> state``, a function of a module.
+      params: the cell's weights.
+      traced: options of ``step`` that are numbers or None.
+      static: options of ``step`` that choose the program, as (name, value) pairs.
+      state, xs, mask, lengths, resets, reverse, method, unroll: as in ``recur``.
+
+    Returns:
+      As ``recur``.
+
+    Raises:
+      ValueError: as ``recur``.
+    """
+    checks.running(reverse, method, unroll)
+    steps, batch = xs.shape[:2]
+    valid = checks.valid_steps(steps, batch, mask, lengths)  # here, where lengths have values
+    reset = checks.reset_steps(steps, batch, resets)
+    return _compiled(
+        step, params, state, xs, valid, reset, traced or {}, static, reverse, method, int(unroll)
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 7, 8, 9, 10))
+def _compiled(step, params, state, xs, mask, resets, traced, static, reverse, method, unroll):
+    step = partial(step, params, **dict(static), **traced)
+    how = {"reverse": reverse, "method": method, "unroll": unroll}
+    return recur(step, state, xs, mask=mask, resets=resets, **how)
 
 
 def _unrolled(body, state, inputs, steps: int, reverse: bool) -> tuple[Any, jax.Array]:

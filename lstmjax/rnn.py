@@ -9,7 +9,6 @@ exactly as the powers of W_h do, which is what the LSTM was invented against.
 Letters: T time, B batch, D input, H hidden.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.initializers import glorot, orthogonal, uniform
-from lstmjax.recurrence import recur
+from lstmjax.recurrence import recur_compiled
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "linear": lambda z: z}
 
@@ -114,10 +113,12 @@ def rnn(
     else:
         checks.states(state, RNNState, [shape])
         state = RNNState(jnp.asarray(state.h, compute))
-    return recur(
-        partial(rnn_step, params, activation=activation),
+    return recur_compiled(
+        rnn_step,
+        params,
         state,
         xs,
+        static=(("activation", activation),),
         mask=mask,
         lengths=lengths,
         resets=resets,

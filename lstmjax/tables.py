@@ -166,7 +166,9 @@ def _group_key(row: str, record: Mapping[str, Any]) -> tuple[str, ...]:
     """What runs must share to be averaged: program, framework, data, settings and device."""
     settings = {k: v for k, v in record.get("config", {}).items() if k not in _NO_SETTINGS}
     name = record["peer"]["framework"] if "peer" in record else "lstmjax"
-    parts = [record["dataset"], settings, _device(record)]
+    # The hash is left out: what is held out for validation, and so the content, goes by the seed.
+    data = {key: record["dataset"].get(key) for key in ("name", "source")}
+    parts = [data, settings, _device(record)]
     return row, name, *(json.dumps(part, sort_keys=True) for part in parts)
 
 

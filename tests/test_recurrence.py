@@ -97,6 +97,30 @@ def test_jit_is_eager_and_does_not_compile_twice(name, x64):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_call_outside_jit_compiles_once(name, x64):
+    layer, _, params, xs, state, _ = problem(name)
+    compilations = []
+
+    def listen(event, seconds, **_):
+        compilations.append(event) if "backend_compile" in event else None
+
+    def run(scale):
+        lengths = np.array([3, 0, T, 1])
+        return layer(oracle.tree_map(lambda p: scale * p, params), xs, state, lengths=lengths)
+
+    first = run(1.0)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        second = run(-1.0)
+        assert not compilations
+        layer(params, xs[:-1], state)
+        assert compilations  # the count works
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert np.abs(np.asarray(first[1]) - np.asarray(second[1])).max() > 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_vmap_over_sequences_and_lengths_is_a_batch(name, x64):
     layer, _, params, xs, state, _ = problem(name)
     lengths = np.array([3, 0, T, 1])
