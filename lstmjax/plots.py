@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from PIL import Image
 
@@ -62,6 +63,7 @@ def learning_curve(
         positive |= bool(np.any(y > 0))
     if logy and positive:
         axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))  # there is no half an epoch
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     _dress(axes, title, legend=len(curves) > 1)

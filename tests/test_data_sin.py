@@ -143,3 +143,14 @@ print(sorted(heavy & set(sys.modules)))
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_first_examples_are_a_data_set_of_their_own():
+    whole = sin.dataset(sin.stateful_batches(5, batch_size=3, num_steps=4))
+    some = whole.first(2)
+    assert {name: len(a) for name, a in some.splits["train"].items()} == {"x": 2, "y": 2, "t": 2}
+    np.testing.assert_array_equal(some.splits["train"]["x"], whole.splits["train"]["x"][:2])
+    assert some.sha256 != whole.sha256 and some.title == whole.title
+    assert whole.first(None) is whole
+    with pytest.raises(ValueError, match="count: got 0, expected an integer of 1 or more"):
+        whole.first(0)
