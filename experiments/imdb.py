@@ -231,14 +231,16 @@ def run(config: Config) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
-    text: tyro.conf.Positional[str]
-    """The review."""
+    text: tyro.conf.Positional[str] = ""
+    """The review, in quotes."""
     run: str | None = None
     """Folder of a finished run; the newest one under runs/ when not given."""
 
 
 def predict(config: Predict) -> None:
     """Prints what a trained run thinks of a text."""
+    if not config.text.strip():
+        raise ValueError("got no text, expected a review in quotes")
     runs = Path("runs").glob("imdb-*/params.safetensors")
     newest = max(runs, key=lambda path: path.stat().st_mtime, default=None)
     if config.run is None and newest is None:

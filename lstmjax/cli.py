@@ -77,7 +77,8 @@ def parse(
     try:
         # tyro draws its complaints as a box of several lines; ours is one line.
         with redirect_stderr(complaint):
-            return tyro.cli(config_class, args=argv, description=description, **defaults)
+            prog = Path(sys.argv[0]).name
+            return tyro.cli(config_class, prog=prog, args=argv, description=description, **defaults)
     except SystemExit as stop:
         if not stop.code:
             raise

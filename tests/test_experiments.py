@@ -193,6 +193,8 @@ WRONG = {
         ("--limit 0", "--limit: got 0, expected an integer of at least 1"),
         ("--batch-size 64 --limit 5 --data offline", "--batch-size: got 64, expected at most 5"),
         ("--data web", "--data: got 'web', expected one of auto, tfds, offline"),
+        ("predict", "got no text, expected a review in quotes"),
+        ("predict one two", "Unrecognized options: two"),
     ],
     "mnist": [
         ("--layout columns", "--layout: got 'columns', expected one of rows, pixels, permuted"),
@@ -201,6 +203,7 @@ WRONG = {
         ("--validation-size 9999999 --data offline", "--validation-size: got 9999999, expected"),
     ],
 }
+
 CASES = [(name, flags, text) for name, cases in WRONG.items() for flags, text in cases]
 
 
