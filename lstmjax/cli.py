@@ -174,7 +174,8 @@ def _expected(kinds: Sequence[Any]) -> str:
 
 def _condensed(boxed: str) -> str:
     """tyro's own words without the box around them, in one line."""
-    text = re.sub(r"[\u2500-\u257f]+", " ", boxed.partition("\n")[2])
+    # The box is drawn with + - | where the output cannot take its proper characters.
+    text = re.sub(r"[\u2500-\u257f]+|-{3,}|^[+|]|[+|]$", " ", boxed.partition("\n")[2], flags=re.M)
     return " ".join(text.split("For full helptext")[0].split())
 
 
