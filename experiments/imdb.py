@@ -238,7 +238,12 @@ class Predict:
 
 
 def predict(config: Predict) -> None:
-    """Prints what a trained run thinks of a text."""
+    """Prints what a trained run thinks of a text.
+
+    A run knows the texts that it was trained on: whole reviews, cut to so many words. A text of a
+    few words is mostly padding to it (unless it was trained with --mask), and its answer is worth
+    little.
+    """
     if not config.text.strip():
         raise ValueError("got no text, expected a review in quotes")
     runs = Path("runs").glob("imdb-*/params.safetensors")
