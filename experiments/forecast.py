@@ -17,7 +17,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from tqdm import tqdm
 
 from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
@@ -119,9 +118,8 @@ def run(config: Config) -> None:
     model = make_model(config)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = model.init(init_key, windows["x"][:1])["params"]
-    tx = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's Adam
-    if config.clip_norm is not None:
-        tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's Adam
+    tx = optim.clipped(adam, config.clip_norm)
     state = parallel.place(train.init_state(params, tx, step_key), devices)
 
     def loss_fn(params, batch, key):

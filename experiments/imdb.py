@@ -25,17 +25,15 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import numpy as np
-import optax
 import tyro
 from tqdm import tqdm
 
-from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
-from lstmjax.data import imdb
+from lstmjax import checkpoint, cli, losses, optim, parallel, train
+from lstmjax.data import Dataset, imdb
 from lstmjax.initializers import uniform
 from lstmjax.models import SequenceModel
-from lstmjax.records import Run, RunError, matching_row, params_sha256, write_file
-from lstmjax.scores import Scores
+from lstmjax.records import Run, RunError, matching_row, write_file
+from lstmjax.scores import Scores, finish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,9 +140,8 @@ def make_loss(model: SequenceModel, config: Config):
     return loss_fn
 
 
-def run(config: Config) -> None:
-    check(config)
-    dataset = imdb.load(
+def load(config: Config) -> Dataset:
+    return imdb.load(
         config.data,
         num_words=config.vocabulary_size,
         max_length=config.max_length,
@@ -153,6 +150,11 @@ def run(config: Config) -> None:
         validation_size=config.validation_size,
         seed=config.seed,
     ).first(config.limit)
+
+
+def run(config: Config) -> None:
+    check(config)
+    dataset = load(config)
     size = len(dataset.splits["train"]["label"])
     fits = config.batch_size <= size or not config.drop_remainder
     cli.check(config, "batch_size", fits, f"at most {size}, the training reviews")
@@ -162,9 +164,8 @@ def run(config: Config) -> None:
 
     model = make_model(config)
     loss_fn = make_loss(model, config)
-    tx = optim.tf_adam(config.learning_rate)  # Keras's Adam
-    if config.clip_norm is not None:
-        tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    adam = optim.tf_adam(config.learning_rate)  # Keras's Adam
+    tx = optim.clipped(adam, config.clip_norm)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = model.init(init_key, dataset.splits["train"]["ids"][:1])["params"]
     state = parallel.place(train.init_state(params, tx, step_key), devices)
@@ -205,28 +206,18 @@ def run(config: Config) -> None:
                 scores.add(split, int(state.step), epoch, means)
         bar.close()
 
-        params = jax.tree.map(np.asarray, state.params)
-        checkpoint.save_params(folder.path / "params.safetensors", params)
         write_file(folder.path / "vocabulary.txt", "\n".join(dataset.vocabulary).encode())
-        title = f"{config.cell} on {dataset.title}"
-        folder.figure(
-            "accuracy",
-            plots.learning_curve(title, scores.curves("accuracy"), "accuracy", xlabel="epoch"),
-        )
-        record = folder.finish(
+        finish(
+            folder,
+            scores,
+            state.params,
+            title=f"{config.cell} on {dataset.title}",
             dataset=dataset,
-            metrics=scores.metrics(),
             seconds=clock.seconds,
-            params_sha256=params_sha256(params),
             seed=config.seed,
             devices=devices,
             row=matching_row(config, ROWS),
         )
-    accuracy = record["metrics"]["test_accuracy"]
-    print(
-        f"test accuracy {accuracy:.4f} after {config.epochs} epochs on {dataset.title}; "
-        f"record in {folder.path}"
-    )
 
 
 @dataclasses.dataclass(frozen=True)

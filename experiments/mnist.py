@@ -19,15 +19,13 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from tqdm import tqdm
 
-from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
+from lstmjax import cli, losses, optim, parallel, train
 from lstmjax.data import mnist
 from lstmjax.models import SequenceModel
-from lstmjax.records import Run, matching_row, params_sha256
-from lstmjax.scores import Scores
+from lstmjax.records import Run, matching_row
+from lstmjax.scores import Scores, finish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +139,8 @@ def run(config: Config) -> None:
 
     model = make_model(config)
     loss_fn = make_loss(model, config)
-    tx = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's Adam
-    if config.clip_norm is not None:
-        tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's Adam
+    tx = optim.clipped(adam, config.clip_norm)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     one_image = jnp.zeros((1, *dataset.splits["train"]["image"].shape[1:]))
     params = model.init(init_key, one_image)["params"]
@@ -185,27 +182,17 @@ def run(config: Config) -> None:
                 scores.add(split, int(state.step), epoch, means)
         bar.close()
 
-        params = jax.tree.map(np.asarray, state.params)
-        checkpoint.save_params(folder.path / "params.safetensors", params)
-        title = f"{config.cell} on {dataset.title}"
-        folder.figure(
-            "accuracy",
-            plots.learning_curve(title, scores.curves("accuracy"), "accuracy", xlabel="epoch"),
-        )
-        record = folder.finish(
+        finish(
+            folder,
+            scores,
+            state.params,
+            title=f"{config.cell} on {dataset.title}",
             dataset=dataset,
-            metrics=scores.metrics(),
             seconds=clock.seconds,
-            params_sha256=params_sha256(params),
             seed=config.seed,
             devices=devices,
             row=matching_row(config, ROWS),
         )
-    accuracy = record["metrics"]["test_accuracy"]
-    print(
-        f"test accuracy {accuracy:.4f} after {config.epochs} epochs on {dataset.title}; "
-        f"record in {folder.path}"
-    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from tqdm import tqdm
 
 from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
@@ -141,9 +140,8 @@ def fit(config: Config, data: dict, devices: list, clock: train.Clock, twice: bo
     model = make_model(config)
     count, rows = data["x"].shape[:2]
     params = model.init(jax.random.key(config.seed), data["x"][0, :1])["params"]
-    tx = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's and Keras 1's Adam
-    if config.clip_norm is not None:
-        tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
+    adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's and Keras 1's Adam
+    tx = optim.clipped(adam, config.clip_norm)
 
     step = train.make_train_step(
         make_loss(model, config, twice), tx, axis_name=parallel.AXIS, stateful=True

@@ -9,6 +9,7 @@ An experiment states its settings as a frozen dataclass, with a docstring below 
 
 import dataclasses
 import difflib
+import inspect
 import io
 import linecache
 import math
@@ -73,6 +74,7 @@ def parse(
     _fields.clear()
     _fields.update(field.name for field in dataclasses.fields(config_class))
     defaults = {} if presets is None else {"default": _preset(config_class, presets, argv)}
+    description = inspect.cleandoc(description) if description else None
     complaint = io.StringIO()
     try:
         # tyro draws its complaints as a box of several lines; ours is one line.

@@ -42,9 +42,26 @@ def clipped_adam(
       ValueError: a learning rate or ``max_norm`` that is not above 0.
     """
     _check_rate(learning_rate)
+    return clipped(optax.adam(learning_rate, b1, b2, eps), max_norm)
+
+
+def clipped(
+    tx: optax.GradientTransformation, max_norm: float | None
+) -> optax.GradientTransformation:
+    """Clips gradients by global norm before an optimiser sees them.
+
+    Args:
+      tx: the optimiser.
+      max_norm: bound on the norm over all parameters together, > 0; None for no clipping.
+
+    Returns:
+      An optax transformation.
+
+    Raises:
+      ValueError: ``max_norm`` that is not above 0.
+    """
     checks.positive("max_norm", max_norm)
-    adam = optax.adam(learning_rate, b1, b2, eps)
-    return adam if max_norm is None else optax.chain(optax.clip_by_global_norm(max_norm), adam)
+    return tx if max_norm is None else optax.chain(optax.clip_by_global_norm(max_norm), tx)
 
 
 def tf_adam(

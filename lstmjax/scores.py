@@ -1,8 +1,13 @@
 """A run's losses and accuracies, split by split and epoch by epoch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lstmjax.records import Run
+import jax
+import numpy as np
+
+from lstmjax import checkpoint, plots
+from lstmjax.records import Run, params_sha256
 
 
 class Scores:
@@ -48,3 +53,46 @@ class Scores:
                 epochs, values = zip(*metrics[name], strict=True)
                 drawn[split] = (list(epochs), list(values))
         return drawn
+
+
+def finish(
+    folder: Run,
+    scores: Scores,
+    params: Any,
+    *,
+    title: str,
+    dataset: Any,
+    seconds: Mapping[str, float],
+    seed: int,
+    devices: Sequence[jax.Device],
+    row: str | None,
+) -> None:
+    """Leaves what a classifier's run leaves, and prints its last line.
+
+    Args:
+      folder: the run.
+      scores: with the metric "accuracy", of "test" among others.
+      params: the final parameters.
+      title: of the figure: which model, on which data.
+      dataset: with ``title``, ``name``, ``source`` and ``sha256``.
+      seconds, seed, devices, row: as in ``Run.finish``.
+    """
+    params = jax.tree.map(np.asarray, params)
+    checkpoint.save_params(folder.path / "params.safetensors", params)
+    curves = scores.curves("accuracy")
+    folder.figure("accuracy", plots.learning_curve(title, curves, "accuracy", xlabel="epoch"))
+    metrics = scores.metrics()
+    folder.finish(
+        dataset=dataset,
+        metrics=metrics,
+        seconds=seconds,
+        params_sha256=params_sha256(params),
+        seed=seed,
+        devices=devices,
+        row=row,
+    )
+    epochs = scores.epochs["test"]["accuracy"][-1][0]
+    print(
+        f"test accuracy {metrics['test_accuracy']:.4f} after {epochs} epochs on {dataset.title}; "
+        f"record in {folder.path}"
+    )
