@@ -93,6 +93,11 @@ def check(config: Config) -> None:
     cli.check_counts(config, "validation_size", "seed", least=0)
     cli.check_rates(config, "dropout")
     cli.check_positive(config, "learning_rate", "clip_norm")
+    orders = tuple(mnist.PERMUTATIONS)
+    cli.check(config, "permutation", config.permutation in orders, f"one of {', '.join(orders)}")
+    default = config.permutation == Config.permutation
+    fits = default or config.layout == "permuted"
+    cli.check(config, "permutation", fits, "no other order without --layout permuted")
     fits = config.init != "tf1" or config.cell == "lstm"
     cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
 

@@ -33,6 +33,38 @@ def flag(name: str, value: Any) -> None:
         raise ValueError(f"{name}: got {value!r}, expected True or False")
 
 
+def number(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` is one finite number."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    try:
+        fine = not isinstance(value, str) and abs(float(value)) < float("inf")
+    except (TypeError, ValueError):
+        fine = False
+    if not fine:
+        raise ValueError(f"{name}: got {value!r}, expected a finite number")
+
+
+def function(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` can be called."""
+    if not callable(value):
+        raise ValueError(f"{name}: got {value!r}, expected a function")
+
+
+def transformation(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless ``value`` is an optax transformation."""
+    if not (hasattr(value, "init") and hasattr(value, "update")):
+        raise ValueError(f"{name}: got {value!r}, expected an optax transformation")
+
+
+def as_array(name: str, value: Any) -> jax.Array:
+    """``value`` as an array; raises ``ValueError`` where it is none and cannot be made one."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: got {type(value).__name__}, expected an array") from error
+
+
 def positive(name: str, value: Any) -> None:
     """Raises ``ValueError`` unless ``value`` is None or a finite number above 0."""
     if value is None or isinstance(value, jax.core.Tracer):
@@ -71,6 +103,8 @@ def shape(name: str, array: Any, expected: Sequence[int | str]) -> None:
 
 def floating(name: str, array: Any) -> None:
     """Raises ``ValueError`` unless ``array`` holds floating point numbers."""
+    if not hasattr(array, "dtype"):
+        raise ValueError(f"{name}: got {type(array).__name__}, expected an array")
     dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name}: got dtype {dtype}, expected a floating point dtype")
@@ -89,11 +123,11 @@ def layer_inputs(name: str, x: Any, params: tuple) -> tuple[jnp.dtype, jnp.dtype
       the inputs' and the parameters' dtypes; sums, gates and the cell state are kept in ``keep``,
       which is ``compute`` but never less than float32.
     """
+    floating(name, x)
     size = params.w_x.shape[0]
     if jnp.ndim(x) == 0 or jnp.shape(x)[-1] != size:
         got = list(jnp.shape(x))
         raise ValueError(f"{name}: got shape {got}, expected [..., {size}] to fit params.w_x")
-    floating(name, x)
     dtypes = [jnp.result_type(x)]
     for field, array in zip(params._fields, params, strict=True):
         if array is not None:
@@ -107,8 +141,12 @@ def layer_inputs(name: str, x: Any, params: tuple) -> tuple[jnp.dtype, jnp.dtype
 
 def weights_dtype(dtype: Any) -> None:
     """Raises ``ValueError`` unless ``dtype`` is a floating point dtype."""
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype: got {jnp.dtype(dtype)}, expected a floating point dtype")
+    try:
+        fine = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        fine = False
+    if not fine:
+        raise ValueError(f"dtype: got {dtype!r}, expected a floating point dtype")
 
 
 def states(state: Any, kind: type, shapes: Sequence[Sequence[int]]) -> None:
@@ -150,7 +188,7 @@ def valid_steps(steps: int, batch: int, mask: Any, lengths: Any) -> jax.Array | 
     """
     valid = None
     if mask is not None:
-        mask = jnp.asarray(mask)
+        mask = as_array("mask", mask)
         shape("mask", mask, (steps, batch))
         if jnp.issubdtype(mask.dtype, jnp.complexfloating):
             raise ValueError(f"mask: got dtype {mask.dtype}, expected bool, integer or floating")
@@ -181,7 +219,7 @@ def reset_steps(steps: int, batch: int, resets: Any) -> jax.Array | None:
     """[T, B] bool, true where the state is to be reset before the step; None when not given."""
     if resets is None:
         return None
-    resets = jnp.asarray(resets)
+    resets = as_array("resets", resets)
     shape("resets", resets, (steps, batch))
     if jnp.issubdtype(resets.dtype, jnp.complexfloating):
         raise ValueError(f"resets: got dtype {resets.dtype}, expected bool, integer or floating")

@@ -23,6 +23,8 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from jax.errors import JaxRuntimeError
+
 from lstmjax.data.dataset import DataError
 from lstmjax.records import RunError
 
@@ -199,10 +201,14 @@ def check(config: Any, name: str, holds: bool, expected: str) -> None:
 
 
 def check_counts(config: Any, *names: str, least: int = 1) -> None:
-    """Each field is an integer of at least `least`; None passes where the field may be None."""
+    """Each field is an integer of at least `least`; None passes where the field may be None.
+
+    Sizes and seeds are 32-bit numbers to JAX: a larger one would overflow, or be cut off.
+    """
     for name in names:
         value = getattr(config, name)
         check(config, name, value is None or value >= least, f"an integer of at least {least}")
+        check(config, name, value is None or value < 2**31, f"an integer below {2**31}")
 
 
 def check_rates(config: Any, *names: str) -> None:
@@ -226,7 +232,8 @@ def main(run: Callable[[], Any]) -> None:
     """Runs an experiment; what the user can mend becomes one line on standard error.
 
     Exit codes: 2 for a value that cannot be used (a ValueError raised by lstmjax or the script), 1
-    for data, run folders and the operating system (DataError, RunError, OSError), 130 for Ctrl-C.
+    for data, run folders, the operating system (DataError, RunError, OSError) and memory that does
+    not suffice, 130 for Ctrl-C.
     Everything else is a bug and keeps its traceback.
     """
     try:
@@ -237,6 +244,12 @@ def main(run: Callable[[], Any]) -> None:
         # Whoever read our output has gone (`… | head`): nothing is left to be said to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except MemoryError as error:
+        _fail(f"out of memory: {error}", 1)
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+            raise
+        _fail(f"out of memory: {str(error).splitlines()[0]}", 1)
     except (DataError, RunError) as error:
         _fail(str(error), 1)
     except OSError as error:

@@ -121,7 +121,7 @@ def gru(
     Raises:
       ValueError: names the argument, what came and what was expected.
     """
-    xs = jnp.asarray(xs)
+    xs = checks.as_array("xs", xs)
     checks.shape("xs", xs, ("T", "B", "D"))
     compute, _ = _check(params, "xs", xs, reset_after)
     shape = (xs.shape[1], params.w_h.shape[0])
@@ -176,6 +176,7 @@ def init_gru(
     """
     checks.positive_int("input_size", input_size)
     checks.positive_int("hidden_size", hidden_size)
+    checks.flag("reset_after", reset_after)
     checks.one_of("init", init, INITS)
     checks.weights_dtype(dtype)
     of_x, of_h = jax.random.split(key)

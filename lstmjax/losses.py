@@ -3,12 +3,16 @@
 Averages are kept as a sum and a count and divided once, at the very end. Means of means would
 weigh the examples of a short last batch, or of a device with fewer of them, too heavily.
 
+All raise ``ValueError`` where labels, targets or weights have not the shape that is stated.
+
 Letters: B batch, C classes.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from lstmjax import checks
 
 Average = tuple[jax.Array, jax.Array]
 
@@ -19,15 +23,13 @@ def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
     Raises:
       ValueError: the shapes differ.
     """
-    if predictions.shape != targets.shape:
-        raise ValueError(
-            f"targets: got shape {list(targets.shape)}, expected {list(predictions.shape)}"
-        )
+    checks.shape("targets", targets, predictions.shape)
     return jnp.mean(jnp.square(predictions - targets), axis=tuple(range(1, targets.ndim)))
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """−log softmax(logits)[label]: logits [B, C] and integer labels [B] give [B]."""
+    checks.shape("labels", labels, logits.shape[:-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -43,16 +45,19 @@ def double_softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Ar
 
 def binary_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """−y log σ(z) − (1 − y) log(1 − σ(z)): logits [B] and labels [B] in {0, 1} give [B]."""
+    checks.shape("labels", labels, logits.shape)
     return optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
 
 
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """1 where the largest logit is the label's: logits [B, C], labels [B] give float32 [B]."""
+    checks.shape("labels", labels, logits.shape[:-1])
     return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
 
 
 def binary_correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """1 where σ(z) > 1/2 says the label: logits [B], labels [B] in {0, 1} give float32 [B]."""
+    checks.shape("labels", labels, logits.shape)
     return ((logits > 0) == (labels > 0)).astype(jnp.float32)
 
 
@@ -62,6 +67,7 @@ def total(values: jax.Array, weight: jax.Array) -> Average:
     What a row of weight 0 holds, NaN included, changes neither the sums nor their gradients with
     respect to ``values``.
     """
+    checks.shape("weight", weight, values.shape)
     counted = jnp.where(weight != 0, values, jnp.zeros_like(values))
     return jnp.sum(weight * counted), jnp.sum(weight)
 

@@ -164,7 +164,7 @@ def lstm(
     Raises:
       ValueError: names the argument, what came and what was expected.
     """
-    xs = jnp.asarray(xs)
+    xs = checks.as_array("xs", xs)
     checks.shape("xs", xs, ("T", "B", "D"))
     compute, keep = _check(params, "xs", xs, cell_clip, proj_clip)
     batch, (proj, hidden4) = xs.shape[1], params.w_h.shape
@@ -228,12 +228,15 @@ def init_lstm(
       ``LSTMParams``.
 
     Raises:
-      ValueError: a size below 1, an unknown ``init``, a ``dtype`` that is not floating.
+      ValueError: a size below 1, a ``peephole`` that is no flag, a ``forget_bias`` that is no
+        number, an unknown ``init``, a ``dtype`` that is not floating.
     """
     checks.positive_int("input_size", input_size)
     checks.positive_int("hidden_size", hidden_size)
     if proj_size is not None:
         checks.positive_int("proj_size", proj_size)
+    checks.flag("peephole", peephole)
+    checks.number("forget_bias", forget_bias)
     checks.one_of("init", init, INITS)
     checks.weights_dtype(dtype)
     of_kernels, of_peephole, of_proj = jax.random.split(key, 3)

@@ -39,9 +39,10 @@ def clipped_adam(
       An optax transformation.
 
     Raises:
-      ValueError: a learning rate or ``max_norm`` that is not above 0.
+      ValueError: a learning rate or ``max_norm`` that is not above 0, b1 or b2 outside [0, 1),
+        eps below 0.
     """
-    _check_rate(learning_rate)
+    _check_adam(learning_rate, b1, b2, eps)
     return clipped(optax.adam(learning_rate, b1, b2, eps), max_norm)
 
 
@@ -60,6 +61,7 @@ def clipped(
     Raises:
       ValueError: ``max_norm`` that is not above 0.
     """
+    checks.transformation("tx", tx)
     checks.positive("max_norm", max_norm)
     return tx if max_norm is None else optax.chain(optax.clip_by_global_norm(max_norm), tx)
 
@@ -83,9 +85,9 @@ def tf_adam(
       An optax transformation.
 
     Raises:
-      ValueError: a learning rate that is not above 0.
+      ValueError: a learning rate that is not above 0, b1 or b2 outside [0, 1), eps below 0.
     """
-    _check_rate(learning_rate)
+    _check_adam(learning_rate, b1, b2, eps)
 
     def init(params):
         # Two sets of zeros: one shared set could not be donated to a compiled step.
@@ -135,7 +137,12 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
 
 
-def _check_rate(learning_rate: Any) -> None:
+def _check_adam(learning_rate: Any, b1: float, b2: float, eps: float) -> None:
+    checks.rate("b1", b1)
+    checks.rate("b2", b2)
+    checks.number("eps", eps)
+    if eps < 0:
+        raise ValueError(f"eps: got {eps!r}, expected a number >= 0")
     if learning_rate is None:
         raise ValueError("learning_rate: got None, expected a number > 0 or a schedule")
     if not callable(learning_rate):

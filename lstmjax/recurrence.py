@@ -219,6 +219,7 @@ def bidirectional(
       ValueError: ``params`` or ``state`` is not a ``Bidirectional``, ``reverse`` among the options;
         what ``layer`` raises.
     """
+    checks.function("layer", layer)
     if "reverse" in options:
         raise ValueError("reverse: got a value, expected none: both directions are run")
     for name, pair in (("params", params), ("state", state)):
@@ -290,6 +291,7 @@ def stack(
         raises.
     """
     checks.rate("dropout", dropout)
+    checks.function("layer", layer)
     if not isinstance(params, list | tuple) or hasattr(params, "_fields") or not params:
         raise ValueError(f"params: got {type(params).__name__}, expected a list, one per layer")
     states = (None,) * len(params) if states is None else states

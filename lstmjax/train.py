@@ -75,6 +75,10 @@ def make_train_step(
       ``fold_in(·, axis_index)``.
     """
 
+    checks.function("loss_fn", loss_fn)
+    checks.transformation("tx", tx)
+    checks.flag("stateful", stateful)
+
     def step(state, batch):
         state, extra = (state[0], (state[1],)) if stateful else (state, ())
         key = jax.random.fold_in(state.key, state.step)
@@ -122,6 +126,8 @@ def make_eval_step(metric_fn: Callable, *, axis_name: str | None = None) -> Call
       The step; its metrics are those of the whole batch, on every device.
     """
 
+    checks.function("metric_fn", metric_fn)
+
     def step(params, batch):
         metrics = metric_fn(params, batch)
         return metrics if axis_name is None else jax.lax.psum(metrics, axis_name)
@@ -145,7 +151,8 @@ def plan_batches(
 
     Returns:
       ``{"rows": int32 [K, B'], "weight": float32 [K, B']}``, B' the next multiple of ``multiple``
-      from B on; the same rows in the same batches whatever ``multiple`` is.
+      from B on (from N on where there are fewer examples than B);
+      the same rows in the same batches whatever ``multiple`` is.
 
     Raises:
       ValueError: a batch size or multiple below 1; no batch at all.
@@ -154,6 +161,8 @@ def plan_batches(
     checks.positive_int("multiple", multiple)
     order = np.asarray(order, np.int32)
     checks.shape("order", order, ("N",))
+    if not drop_remainder:  # a batch wider than the data would be padding and nothing else
+        batch_size = min(batch_size, max(len(order), 1))
     count = len(order) // batch_size if drop_remainder else -(-len(order) // batch_size)
     if count == 0:
         raise ValueError(f"order: got {len(order)} examples, expected enough for one batch")

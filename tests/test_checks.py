@@ -251,3 +251,25 @@ def test_variational_dropout_wants_three_axes():
 def test_dropout_wants_floating_point_numbers(drop):
     with pytest.raises(ValueError, match="^xs?: got dtype int32, expected a floating"):
         drop(jax.random.key(0), zeros(T, B, D, dtype=np.int32), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("parts", "call"),
+    [
+        (("forget_bias", "'x'", "finite number"), lambda k: init_lstm(k, 3, 4, forget_bias="x")),
+        (("forget_bias", "nan"), lambda k: init_lstm(k, 3, 4, forget_bias=float("nan"))),
+        (("peephole", "'no'", "True or False"), lambda k: init_lstm(k, 3, 4, peephole="no")),
+        (("bias", "'no'", "True or False"), lambda k: init_rnn(k, 3, 4, bias="no")),
+        (("reset_after", "'no'"), lambda k: init_gru(k, 3, 4, reset_after="no")),
+        (("dtype", "'nope'", "floating"), lambda k: init_lstm(k, 3, 4, dtype="nope")),
+        (("x_t", "list", "array"), lambda k: lstm_step(LSTM, LSTM_STATE, [0.0] * D)),
+        (("xs", "str", "array"), lambda k: lstm(LSTM, "abc")),
+        (("mask", "str", "array"), lambda k: lstm(LSTM, XS, mask="abc")),
+        (("resets", "str", "array"), lambda k: lstm(LSTM, XS, resets="abc")),
+        (("x", "list", "array"), lambda k: dropout(k, [1.0], 0.5)),
+        (("layer", "'lstm'", "function"), lambda k: stack("lstm", [LSTM], XS)),
+        (("layer", "None", "function"), lambda k: bidirectional(None, None, XS)),
+    ],
+)
+def test_arguments_of_the_wrong_kind(parts, call):
+    assert_says(parts, lambda: call(jax.random.key(0)))

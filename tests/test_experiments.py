@@ -48,11 +48,13 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-def run(command, cwd, cache, check=True):
+def run(command, cwd, cache, check=True, room=None):
     name, *flags = command.split() if isinstance(command, str) else command
     environment = {**os.environ, "LSTMJAX_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = str(ROOT)
     arguments = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *flags]
+    if room is not None:  # in KiB
+        arguments = ["bash", "-c", f'ulimit -v {room} && exec "$@"', "bash", *arguments]
     done = subprocess.run(arguments, cwd=cwd, env=environment, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stderr
     return done
@@ -169,6 +171,7 @@ WRONG = {
         ("--frame-every 0", "--frame-every: got 0, expected an integer of at least 1"),
         ("--num-steps 0", "--num-steps: got 0, expected an integer of at least 1"),
         ("--batch-size 0", "--batch-size: got 0, expected an integer of at least 1"),
+        ("--seed 5000000000", "--seed: got 5000000000, expected an integer below 2147483648"),
         ("--seed -1", "--seed: got -1, expected an integer of at least 0"),
         ("--loss max", "--loss: got 'max', expected one of sum, mean"),
         ("--clip-norm 0", "--clip-norm: got 0.0, expected a finite number above 0"),
@@ -198,7 +201,8 @@ WRONG = {
     ],
     "mnist": [
         ("--layout columns", "--layout: got 'columns', expected one of rows, pixels, permuted"),
-        ("--layout permuted --permutation mine", "--permutation: got 'mine', expected one of"),
+        ("--layout permuted --permutation mine", "--permutation: got mine, expected one of"),
+        ("--permutation bit_reversal", "--permutation: got bit_reversal, expected no other order"),
         ("--cell gru", "--init: got tf1, expected keras or lstmjax with --cell gru"),
         ("--validation-size 9999999 --data offline", "--validation-size: got 9999999, expected"),
     ],
@@ -219,6 +223,15 @@ def test_a_wrong_value_is_one_clear_line(name, flags, text, tmp_path, cache, mon
     assert stop.value.code == 2, error
     assert error.startswith(f"error: {text}") and error.count("\n") == 1, error
     assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def test_too_little_memory_is_one_line(tmp_path, cache):
+    done = run(
+        "forecast --epochs 1 --steps 2000000000", tmp_path, cache, check=False, room=8_000_000
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: out of memory: "), done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", list(WRONG))

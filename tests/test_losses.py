@@ -78,3 +78,22 @@ def test_mean_of_nothing_is_zero_and_has_a_finite_gradient():
 
     assert float(loss(jnp.ones(2))) == 0.0
     np.testing.assert_array_equal(jax.grad(loss)(jnp.ones(2)), [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda a: losses.cross_entropy(a(3, 2), a(4)), r"labels: got shape \[4\], expected \[3\]"),
+        (lambda a: losses.correct(a(3, 2), a(3, 1)), r"labels: got shape \[3, 1\], expected \[3\]"),
+        (lambda a: losses.binary_cross_entropy(a(3), a(3, 1)), r"labels: got shape \[3, 1\]"),
+        (
+            lambda a: losses.binary_correct(a(3, 1), a(3)),
+            r"labels: got shape \[3\], expected \[3, 1",
+        ),
+        (lambda a: losses.total(a(3), a(3, 1)), r"weight: got shape \[3, 1\], expected \[3\]"),
+    ],
+)
+def test_shapes_that_would_broadcast_are_refused(call, text):
+    # [3] against [3, 1] makes [3, 3] without a word, and a loss that looks like one.
+    with pytest.raises(ValueError, match=text):
+        call(lambda *shape: jnp.ones(shape))

@@ -263,6 +263,12 @@ def test_plan_has_the_same_batches_on_any_number_of_devices(multiple):
         np.testing.assert_array_equal(chosen, order[5 * k : 5 * k + 5])
 
 
+def test_a_batch_is_never_wider_than_the_data():
+    plan = train.plan_batches(np.arange(3), 10**12, multiple=2)
+    np.testing.assert_array_equal(plan["rows"], [[0, 1, 2, 0]])
+    np.testing.assert_array_equal(plan["weight"], [[1, 1, 1, 0]])
+
+
 def test_plan_can_drop_the_remainder():
     plan = train.plan_batches(np.arange(23), 5, drop_remainder=True)
     np.testing.assert_array_equal(plan["rows"], np.arange(20).reshape(4, 5))
@@ -297,10 +303,14 @@ def test_metrics_of_several_calls_are_added():
         (lambda: train.plan_batches(np.arange(3), 2, multiple=0), "multiple: got 0"),
         (lambda: train.plan_batches(np.arange(3), 5, drop_remainder=True), "order: got 3 ex"),
         (lambda: train.plan_batches(np.zeros((2, 2)), 1), r"order: got shape \[2, 2\]"),
+        (lambda: make_train_step(None, optax.sgd(1.0)), "loss_fn: got None, expected a function"),
+        (lambda: make_train_step(loss_fn, None), "tx: got None, expected an optax transf"),
+        (lambda: make_train_step(loss_fn, optax.sgd(1.0), stateful=1), "stateful: got 1"),
+        (lambda: make_eval_step("loss"), "metric_fn: got 'loss', expected a function"),
         (lambda: train.plan_epoch(9, 2, seed=0, epoch=1, at_most=0), "at_most: got 0"),
     ],
 )
-def test_bad_plans_are_named(call, text):
+def test_bad_arguments_are_named(call, text):
     with pytest.raises(ValueError, match=text):
         call()
 
