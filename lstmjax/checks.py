@@ -7,7 +7,7 @@ they are known before the program runs.
 
 from collections.abc import Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,30 @@ def floating(name: str, array: Any) -> None:
         raise ValueError(f"{name}: got dtype {dtype}, expected a floating point dtype")
 
 
-def layer_inputs(name: str, x: Any, params: tuple) -> tuple[jnp.dtype, jnp.dtype]:
+class Dtypes(NamedTuple):
+    """The two dtypes of a layer.
+
+    Attributes:
+      compute: products are taken, and ``h`` is kept, in this one: the promotion of the dtypes of
+        the inputs and the parameters.
+      keep: sums, gates and the cell state are kept in this one: ``compute``, but never less than
+        float32.
+    """
+
+    compute: jnp.dtype
+    keep: jnp.dtype
+
+
+def dtypes(x: Any, params: tuple) -> Dtypes:
+    """The dtypes of a layer with inputs ``x`` and a NamedTuple of arrays (or None) ``params``."""
+    found = [jnp.result_type(a) for a in (x, *params) if a is not None]
+    # Promotion is this layer's stated rule, so it holds for users of strict promotion too.
+    with jax.numpy_dtype_promotion("standard"):
+        compute = reduce(jnp.promote_types, found)
+        return Dtypes(compute, jnp.promote_types(compute, jnp.float32))
+
+
+def layer_inputs(name: str, x: Any, params: tuple) -> Dtypes:
     """Checks inputs against the weights that read them; returns the two dtypes of a layer.
 
     Args:
@@ -119,24 +142,20 @@ def layer_inputs(name: str, x: Any, params: tuple) -> tuple[jnp.dtype, jnp.dtype
       params: a NamedTuple of arrays (or None), each in its own dtype, with a ``w_x`` [D, ·].
 
     Returns:
-      ``(compute, keep)``: products are taken, and ``h`` is kept, in ``compute``, the promotion of
-      the inputs' and the parameters' dtypes; sums, gates and the cell state are kept in ``keep``,
-      which is ``compute`` but never less than float32.
+      ``Dtypes(compute, keep)``.
+
+    Raises:
+      ValueError: a size that does not fit, a dtype that is not floating.
     """
     floating(name, x)
     size = params.w_x.shape[0]
     if jnp.ndim(x) == 0 or jnp.shape(x)[-1] != size:
         got = list(jnp.shape(x))
         raise ValueError(f"{name}: got shape {got}, expected [..., {size}] to fit params.w_x")
-    dtypes = [jnp.result_type(x)]
     for field, array in zip(params._fields, params, strict=True):
         if array is not None:
             floating(f"params.{field}", array)
-            dtypes.append(jnp.result_type(array))
-    # Promotion is this layer's stated rule, so it holds for users of strict promotion too.
-    with jax.numpy_dtype_promotion("standard"):
-        compute = reduce(jnp.promote_types, dtypes)
-        return compute, jnp.promote_types(compute, jnp.float32)
+    return dtypes(x, params)
 
 
 def weights_dtype(dtype: Any) -> None:
@@ -149,16 +168,16 @@ def weights_dtype(dtype: Any) -> None:
         raise ValueError(f"dtype: got {dtype!r}, expected a floating point dtype")
 
 
-def states(state: Any, kind: type, shapes: Sequence[Sequence[int]]) -> None:
+def states(state: Any, kind: type, shapes: Sequence[Sequence[int]], name: str = "state") -> None:
     """Raises ``ValueError`` unless ``state`` is a ``kind`` whose fields have the given shapes."""
     if not isinstance(state, kind):
         fields = ", ".join(kind._fields)
         raise ValueError(
-            f"state: got {type(state).__name__}, expected {kind.__name__}({fields}) or None"
+            f"{name}: got {type(state).__name__}, expected {kind.__name__}({fields}) or None"
         )
-    for name, array, expected in zip(kind._fields, state, shapes, strict=True):
-        shape(f"state.{name}", array, expected)
-        floating(f"state.{name}", array)
+    for field, array, expected in zip(kind._fields, state, shapes, strict=True):
+        shape(f"{name}.{field}", array, expected)
+        floating(f"{name}.{field}", array)
 
 
 METHODS = ("scan", "unrolled")

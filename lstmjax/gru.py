@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
+from lstmjax.dropout import Noise
 from lstmjax.initializers import glorot, orthogonal, per_gate
-from lstmjax.recurrence import recur_compiled
+from lstmjax.recurrence import product, recur_compiled
 
 
 class GRUParams(NamedTuple):
@@ -51,7 +52,13 @@ class GRUState(NamedTuple):
 
 
 def gru_step(
-    params: GRUParams, state: GRUState, x_t: jax.Array, *, reset_after: bool = True
+    params: GRUParams,
+    state: GRUState,
+    x_t: jax.Array,
+    *,
+    reset_after: bool = True,
+    x_mask: jax.Array | None = None,
+    h_mask: jax.Array | None = None,
 ) -> GRUState:
     """One step of the recurrence; the equations stand at the top of this file.
 
@@ -60,6 +67,8 @@ def gru_step(
       state: ``GRUState(h [..., H])`` before the step.
       x_t: [..., D] input of this step.
       reset_after: whether the reset gate acts after the recurrent product, or before it.
+      x_mask: [3, ..., D], what each gate's product multiplies x_t with (see ``dropout.Noise``).
+      h_mask: [3, ..., H], the same for h_{t-1}.
 
     Returns:
       ``GRUState(h [..., H])`` in the promotion of the dtypes of ``x_t`` and ``params``; sums and
@@ -68,29 +77,31 @@ def gru_step(
     Raises:
       ValueError: shapes or dtypes that do not fit, ``b_n`` with the reset before the product.
     """
-    compute, keep = _check(params, "x_t", x_t, reset_after)
-    batch, hidden = x_t.shape[:-1], params.w_h.shape[0]
+    kinds = _check(params, "x_t", x_t, reset_after)
+    batch, (inputs, hidden) = x_t.shape[:-1], (params.w_x.shape[0], params.w_h.shape[0])
     checks.states(state, GRUState, [(*batch, hidden)])
-
-    def product(a, w):
-        return jnp.matmul(a.astype(compute), w.astype(compute), preferred_element_type=keep)
+    for name, mask, width in (("x_mask", x_mask, inputs), ("h_mask", h_mask, hidden)):
+        if mask is not None:
+            checks.shape(name, mask, (3, *batch, width))
 
     def rows(v):  # a vector [·] for every element of the batch
-        return jnp.broadcast_to(v.astype(keep), (*batch, v.shape[-1]))
+        return jnp.broadcast_to(v.astype(kinds.keep), (*batch, v.shape[-1]))
 
-    h_tm1 = state.h.astype(keep)
-    x_r, x_z, x_n = jnp.split(product(x_t, params.w_x) + rows(params.b), 3, axis=-1)
+    h_tm1 = state.h.astype(kinds.keep)
+    x_r, x_z, x_n = jnp.split(product(x_t, params.w_x, kinds, x_mask) + rows(params.b), 3, axis=-1)
     if reset_after:
-        h_r, h_z, h_n = jnp.split(product(h_tm1, params.w_h), 3, axis=-1)
+        h_r, h_z, h_n = jnp.split(product(h_tm1, params.w_h, kinds, h_mask), 3, axis=-1)
         if params.b_n is not None:
             h_n = h_n + rows(params.b_n)
         r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
         n = jnp.tanh(x_n + r * h_n)
     else:
-        h_r, h_z = jnp.split(product(h_tm1, params.w_h[:, : 2 * hidden]), 2, axis=-1)
+        of_gates, of_n = (None, None) if h_mask is None else (h_mask[:2], h_mask[2:])
+        w_gates, w_n = params.w_h[:, : 2 * hidden], params.w_h[:, 2 * hidden :]
+        h_r, h_z = jnp.split(product(h_tm1, w_gates, kinds, of_gates), 2, axis=-1)
         r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
-        n = jnp.tanh(x_n + product(r * h_tm1, params.w_h[:, 2 * hidden :]))
-    return GRUState(((1 - z) * n + z * h_tm1).astype(compute))
+        n = jnp.tanh(x_n + product(r * h_tm1, w_n, kinds, of_n))
+    return GRUState(((1 - z) * n + z * h_tm1).astype(kinds.compute))
 
 
 def gru(
@@ -102,7 +113,9 @@ def gru(
     mask: Any = None,
     lengths: Any = None,
     resets: Any = None,
+    reset_to: GRUState | None = None,
     reverse: bool = False,
+    noise: Noise | None = None,
     method: str = "scan",
     unroll: int = 1,
 ) -> tuple[GRUState, jax.Array]:
@@ -113,7 +126,7 @@ def gru(
       xs: [T, B, D] inputs, floating.
       state: ``GRUState(h [B, H])`` before the first step, or None for zeros.
       reset_after: as in ``gru_step``.
-      mask, lengths, resets, reverse, method, unroll: as in ``lstm``.
+      mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``lstm``.
 
     Returns:
       ``(GRUState, hs [T, B, H])``, with the rules of ``lstm`` for invalid steps.
@@ -130,6 +143,9 @@ def gru(
     else:
         checks.states(state, GRUState, [shape])
         state = GRUState(jnp.asarray(state.h, compute))
+    if reset_to is not None:
+        checks.states(reset_to, GRUState, [shape], "reset_to")
+        reset_to = GRUState(jnp.asarray(reset_to.h, compute))
     return recur_compiled(
         gru_step,
         params,
@@ -139,7 +155,9 @@ def gru(
         mask=mask,
         lengths=lengths,
         resets=resets,
+        reset_to=reset_to,
         reverse=reverse,
+        noise=noise,
         method=method,
         unroll=unroll,
     )
@@ -196,9 +214,7 @@ def init_gru(
     )
 
 
-def _check(
-    params: GRUParams, name: str, x: jax.Array, reset_after: bool
-) -> tuple[jnp.dtype, jnp.dtype]:
+def _check(params: GRUParams, name: str, x: jax.Array, reset_after: bool) -> checks.Dtypes:
     """Checks weights against each other and against inputs [..., D]; returns the two dtypes."""
     if not isinstance(params, GRUParams):
         raise ValueError(f"params: got {type(params).__name__}, expected GRUParams")

@@ -4,7 +4,7 @@ A cell is a pure function ``step(state, x_t) -> state`` whose state is a NamedTu
 ``h``. Running it over a sequence is this loop, and nothing else:
 
     for t in 0 … T-1:                  # T-1 … 0 with reverse=True
-        if resets[t]: state = 0
+        if resets[t]: state = reset_to  # zeros, if nothing else is said
         if valid[t]:  state = step(state, xs[t]);  hs[t] = state.h
         else:                                      hs[t] = 0
 
@@ -22,6 +22,14 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
+from lstmjax.dropout import (
+    Noise,
+    check_noise,
+    dropped_state,
+    over_time,
+    with_gate_masks,
+    zoned_out,
+)
 from lstmjax.dropout import dropout as drop
 
 
@@ -33,7 +41,9 @@ def recur(
     mask: Any = None,
     lengths: Any = None,
     resets: Any = None,
+    reset_to: Any = None,
     reverse: bool = False,
+    noise: Noise | None = None,
     method: str = "scan",
     unroll: int = 1,
 ) -> tuple[Any, jax.Array]:
@@ -46,8 +56,12 @@ def recur(
       mask: [T, B] bool, integer or floating; non-zero marks a valid step.
       lengths: [B] integers in 0 … T; step t of row b is valid iff t < lengths[b]. With ``mask``
         as well, a step is valid where both say so.
-      resets: [T, B]; non-zero sets the state to zero before step t, in the order of running.
+      resets: [T, B]; non-zero sets the state to ``reset_to`` before step t, in the order of
+        running.
+      reset_to: a state like ``state``, or None for zeros.
       reverse: run from the last step to the first; ``hs[t]`` still belongs to ``xs[t]``.
+      noise: masks of recurrent dropout and zoneout, or None. With masks per gate, ``step`` is
+        called with ``x_mask`` and ``h_mask`` too.
       method: "scan" (``jax.lax.scan``, differentiated by JAX) or "unrolled" (a Python loop that
         writes out all T steps, which compiles slowly and shows what the loop costs).
       unroll: steps written out in one iteration of the scan, >= 1; "unrolled" writes out all.
@@ -58,7 +72,7 @@ def recur(
       inputs and resets there are never read, so NaN padding changes neither value nor gradient.
 
     Raises:
-      ValueError: a wrong shape, dtype, length, method or unroll.
+      ValueError: a wrong shape, dtype, length, noise, method or unroll.
     """
     checks.running(reverse, method, unroll)
     steps, batch = xs.shape[:2]
@@ -68,22 +82,60 @@ def recur(
         # Zeroed first: the gradient of a NaN that is only selected away later is still NaN.
         xs = jnp.where(valid[:, :, None], xs, jnp.zeros((), xs.dtype))
         reset = None if reset is None else reset & valid
-    state = varying_like(state, (xs, valid, reset))
+    if noise is not None:
+        check_noise(noise, steps, state)
+        step = with_gate_masks(step, noise)
+    state = varying_like(state, (xs, valid, reset, noise, reset_to))
+    fresh = jax.tree.map(jnp.zeros_like, state) if reset_to is None else reset_to
 
     def body(state, inputs):
-        x_t, valid_t, reset_t = inputs
+        x_t, valid_t, reset_t, noise_t = inputs
         if reset_t is not None:
-            state = jax.tree.map(lambda s: jnp.where(reset_t[:, None], jnp.zeros_like(s), s), state)
-        new = step(state, x_t)
+            state = _select(reset_t, fresh, state)
+        if noise is None:
+            new = step(state, x_t)
+        else:
+            new = zoned_out(noise, noise_t, state, step(dropped_state(noise_t, state), x_t))
         if valid_t is None:
             return new, new.h
         h_t = jnp.where(valid_t[:, None], new.h, jnp.zeros_like(new.h))
-        return jax.tree.map(lambda n, s: jnp.where(valid_t[:, None], n, s), new, state), h_t
+        return _select(valid_t, new, state), h_t
 
-    inputs = (xs, valid, reset)
+    inputs = (xs, valid, reset, None if noise is None else over_time(noise))
     if method == "scan":
         return jax.lax.scan(body, state, inputs, reverse=reverse, unroll=min(unroll, steps) or 1)
     return _unrolled(body, state, inputs, steps, reverse)
+
+
+def _select(where: jax.Array, chosen: Any, otherwise: Any) -> Any:
+    """Of two states, the first in the rows where ``where`` [B] is true."""
+    return jax.tree.map(lambda a, b: jnp.where(where[:, None], a, b), chosen, otherwise)
+
+
+def product(
+    a: jax.Array, w: jax.Array, kinds: checks.Dtypes, gate_masks: jax.Array | None = None
+) -> jax.Array:
+    """a W as every cell takes it: factors in ``kinds.compute``, sums in ``kinds.keep``.
+
+    Args:
+      a: [..., F].
+      w: [F, GH], G blocks.
+      kinds: the layer's dtypes.
+      gate_masks: [G, ..., F]: block k is that of a ⊙ gate_masks[k]; or None.
+
+    Returns:
+      [..., GH].
+    """
+
+    def one(a, w):
+        a, w = a.astype(kinds.compute), w.astype(kinds.compute)
+        return jnp.matmul(a, w, preferred_element_type=kinds.keep)
+
+    if gate_masks is None:
+        return one(a, w)
+    blocks = jnp.split(w, gate_masks.shape[0], axis=-1)
+    masked = [a * mask.astype(a.dtype) for mask in gate_masks]
+    return jnp.concatenate([one(m, block) for m, block in zip(masked, blocks, strict=True)], -1)
 
 
 def recur_compiled(
@@ -98,6 +150,8 @@ def recur_compiled(
     reverse: bool,
     method: str,
     unroll: int,
+    reset_to: Any = None,
+    noise: Noise | None = None,
     traced: dict[str, Any] | None = None,
     static: tuple[tuple[str, Any], ...] = (),
 ) -> tuple[Any, jax.Array]:
@@ -108,7 +162,7 @@ def recur_compiled(
       params: the cell's weights.
       traced: options of ``step`` that are numbers or None.
       static: options of ``step`` that choose the program, as (name, value) pairs.
-      state, xs, mask, lengths, resets, reverse, method, unroll: as in ``recur``.
+      state, xs, mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``recur``.
 
     Returns:
       As ``recur``.
@@ -120,16 +174,18 @@ def recur_compiled(
     steps, batch = xs.shape[:2]
     valid = checks.valid_steps(steps, batch, mask, lengths)  # here, where lengths have values
     reset = checks.reset_steps(steps, batch, resets)
+    if noise is not None:
+        check_noise(noise, steps, state)
+    arrays = {"mask": valid, "resets": reset, "reset_to": reset_to, "noise": noise}
     return _compiled(
-        step, params, state, xs, valid, reset, traced or {}, static, reverse, method, int(unroll)
+        step, params, state, xs, arrays, traced or {}, static, reverse, method, int(unroll)
     )
 
 
-@partial(jax.jit, static_argnums=(0, 7, 8, 9, 10))
-def _compiled(step, params, state, xs, mask, resets, traced, static, reverse, method, unroll):
+@partial(jax.jit, static_argnums=(0, 6, 7, 8, 9))
+def _compiled(step, params, state, xs, arrays, traced, static, reverse, method, unroll):
     step = partial(step, params, **dict(static), **traced)
-    how = {"reverse": reverse, "method": method, "unroll": unroll}
-    return recur(step, state, xs, mask=mask, resets=resets, **how)
+    return recur(step, state, xs, **arrays, reverse=reverse, method=method, unroll=unroll)
 
 
 def _unrolled(body, state, inputs, steps: int, reverse: bool) -> tuple[Any, jax.Array]:
@@ -137,10 +193,11 @@ def _unrolled(body, state, inputs, steps: int, reverse: bool) -> tuple[Any, jax.
     if steps == 0:
         return state, jnp.zeros((0, *state.h.shape), state.h.dtype)
     # unstack, because the gradient of T slices xs[t] would be T full-size additions.
-    columns = [[None] * steps if a is None else jnp.unstack(a) for a in inputs]
+    columns = jax.tree.map(jnp.unstack, inputs)
     hs = [None] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
-        state, hs[t] = body(state, tuple(column[t] for column in columns))
+        inputs_t = jax.tree.map(lambda _, column, t=t: column[t], inputs, columns)
+        state, hs[t] = body(state, inputs_t)
     return state, jnp.stack(hs)
 
 
@@ -194,6 +251,8 @@ def bidirectional(
     mask: Any = None,
     lengths: Any = None,
     resets: Any = None,
+    reset_to: Bidirectional | None = None,
+    noise: Bidirectional | None = None,
     **options,
 ) -> tuple[Bidirectional, jax.Array]:
     """Runs a layer forwards and backwards over the same sequence (Schuster & Paliwal, 1997).
@@ -209,6 +268,7 @@ def bidirectional(
       xs: [T, B, D] inputs.
       state: ``Bidirectional(forward, backward)`` initial states, or None for zeros.
       mask, lengths, resets: as in ``recur``.
+      reset_to, noise: ``Bidirectional(forward, backward)`` of what ``recur`` takes, or None.
       **options: every other option of ``layer``, the same for both directions.
 
     Returns:
@@ -216,18 +276,23 @@ def bidirectional(
       valid step (the backward one ends at the first valid step), and the outputs side by side.
 
     Raises:
-      ValueError: ``params`` or ``state`` is not a ``Bidirectional``, ``reverse`` among the options;
-        what ``layer`` raises.
+      ValueError: ``params``, ``state``, ``reset_to`` or ``noise`` is not a ``Bidirectional``,
+        ``reverse`` among the options; what ``layer`` raises.
     """
     checks.function("layer", layer)
     if "reverse" in options:
         raise ValueError("reverse: got a value, expected none: both directions are run")
-    for name, pair in (("params", params), ("state", state)):
-        if not isinstance(pair, Bidirectional) and not (name == "state" and pair is None):
+    pairs = {"params": params, "state": state, "reset_to": reset_to, "noise": noise}
+    for name, pair in pairs.items():
+        if not isinstance(pair, Bidirectional) and not (name != "params" and pair is None):
             raise ValueError(
                 f"{name}: got {type(pair).__name__}, expected Bidirectional(forward, backward)"
             )
-    state = Bidirectional(None, None) if state is None else state
+    neither = Bidirectional(None, None)
+    state, each = state or neither, {}
+    for name in ("reset_to", "noise"):  # a layer that knows no such option is not asked about it
+        if pairs[name] is not None:
+            each[name] = pairs[name]
     back = resets
     if resets is not None:
         checks.shape("xs", xs, ("T", "B", "D"))
@@ -237,9 +302,11 @@ def bidirectional(
             checks.valid_steps(steps, batch, mask, lengths),
         )
     given = {"mask": mask, "lengths": lengths, **options}
-    forward, hs_forward = layer(params.forward, xs, state.forward, resets=resets, **given)
+    ahead = {name: pair.forward for name, pair in each.items()}
+    behind = {name: pair.backward for name, pair in each.items()}
+    forward, hs_forward = layer(params.forward, xs, state.forward, resets=resets, **given, **ahead)
     backward, hs_backward = layer(
-        params.backward, xs, state.backward, resets=back, reverse=True, **given
+        params.backward, xs, state.backward, resets=back, reverse=True, **given, **behind
     )
     return Bidirectional(forward, backward), jnp.concatenate([hs_forward, hs_backward], axis=-1)
 
@@ -268,6 +335,8 @@ def stack(
     *,
     dropout: float = 0.0,
     key: jax.Array | None = None,
+    reset_to: Sequence[Any] | None = None,
+    noise: Sequence[Any] | None = None,
     **options,
 ) -> tuple[tuple, jax.Array]:
     """Layers on top of one another; each reads the outputs of the one below.
@@ -281,26 +350,33 @@ def stack(
       states: one initial state per layer (None for zeros), or None for zeros everywhere.
       dropout: rate between layers, 0 <= dropout < 1, fresh for every element and step.
       key: a PRNG key; None means evaluation: nothing is dropped.
+      reset_to, noise: what the layer takes, one per layer, or None.
       **options: every other option of ``layer``, the same for all layers.
 
     Returns:
       ``(states, hs)``: a tuple with each layer's final state, and the top layer's outputs.
 
     Raises:
-      ValueError: no layers, as many states as layers not given, a bad ``dropout``; what ``layer``
-        raises.
+      ValueError: no layers, not as many states, ``reset_to`` or ``noise`` as layers, a bad
+        ``dropout``; what ``layer`` raises.
     """
     checks.rate("dropout", dropout)
     checks.function("layer", layer)
     if not isinstance(params, list | tuple) or hasattr(params, "_fields") or not params:
         raise ValueError(f"params: got {type(params).__name__}, expected a list, one per layer")
     states = (None,) * len(params) if states is None else states
-    if len(states) != len(params):
-        raise ValueError(f"states: got {len(states)}, expected {len(params)}, one per layer")
+    each = {"states": states, "reset_to": reset_to, "noise": noise}
+    each = {name: given for name, given in each.items() if given is not None}
+    for name, given in each.items():
+        if not isinstance(given, list | tuple) or hasattr(given, "_fields"):
+            raise ValueError(f"{name}: got {type(given).__name__}, expected a list, one per layer")
+        if len(given) != len(params):
+            raise ValueError(f"{name}: got {len(given)}, expected {len(params)}, one per layer")
     finals, hs = [], xs
-    for number, (weights, state) in enumerate(zip(params, states, strict=True)):
+    for number, weights in enumerate(params):
+        own = {name: given[number] for name, given in each.items()}
         if number > 0 and key is not None:
             hs = drop(jax.random.fold_in(key, number), hs, dropout)
-        final, hs = layer(weights, hs, state, **options)
+        final, hs = layer(weights, hs, own.pop("states"), **own, **options)
         finals.append(final)
     return tuple(finals), hs

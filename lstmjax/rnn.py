@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
+from lstmjax.dropout import Noise
 from lstmjax.initializers import glorot, orthogonal, uniform
-from lstmjax.recurrence import recur_compiled
+from lstmjax.recurrence import product, recur_compiled
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu, "linear": lambda z: z}
 
@@ -46,7 +47,13 @@ class RNNState(NamedTuple):
 
 
 def rnn_step(
-    params: RNNParams, state: RNNState, x_t: jax.Array, *, activation: str = "tanh"
+    params: RNNParams,
+    state: RNNState,
+    x_t: jax.Array,
+    *,
+    activation: str = "tanh",
+    x_mask: jax.Array | None = None,
+    h_mask: jax.Array | None = None,
 ) -> RNNState:
     """One step, h_t = φ(x_t W_x + h_{t-1} W_h + b).
 
@@ -55,6 +62,8 @@ def rnn_step(
       state: ``RNNState(h [..., H])`` before the step.
       x_t: [..., D] input of this step.
       activation: φ: "tanh", "relu" or "linear".
+      x_mask: [1, ..., D], what x_t is multiplied with (see ``dropout.Noise``).
+      h_mask: [1, ..., H], the same for h_{t-1}.
 
     Returns:
       ``RNNState(h [..., H])`` in the promotion of the dtypes of ``x_t`` and ``params``; sums are
@@ -63,17 +72,16 @@ def rnn_step(
     Raises:
       ValueError: shapes or dtypes that do not fit, an unknown activation.
     """
-    compute, keep = _check(params, "x_t", x_t, activation)
-    batch, hidden = x_t.shape[:-1], params.w_h.shape[0]
+    kinds = _check(params, "x_t", x_t, activation)
+    batch, (inputs, hidden) = x_t.shape[:-1], params.w_x.shape
     checks.states(state, RNNState, [(*batch, hidden)])
-
-    def product(a, w):
-        return jnp.matmul(a.astype(compute), w.astype(compute), preferred_element_type=keep)
-
-    z = product(x_t, params.w_x) + product(state.h, params.w_h)
+    for name, mask, width in (("x_mask", x_mask, inputs), ("h_mask", h_mask, hidden)):
+        if mask is not None:
+            checks.shape(name, mask, (1, *batch, width))
+    z = product(x_t, params.w_x, kinds, x_mask) + product(state.h, params.w_h, kinds, h_mask)
     if params.b is not None:
-        z = z + jnp.broadcast_to(params.b.astype(keep), z.shape)
-    return RNNState(ACTIVATIONS[activation](z).astype(compute))
+        z = z + jnp.broadcast_to(params.b.astype(kinds.keep), z.shape)
+    return RNNState(ACTIVATIONS[activation](z).astype(kinds.compute))
 
 
 def rnn(
@@ -85,7 +93,9 @@ def rnn(
     mask: Any = None,
     lengths: Any = None,
     resets: Any = None,
+    reset_to: RNNState | None = None,
     reverse: bool = False,
+    noise: Noise | None = None,
     method: str = "scan",
     unroll: int = 1,
 ) -> tuple[RNNState, jax.Array]:
@@ -96,7 +106,7 @@ def rnn(
       xs: [T, B, D] inputs, floating.
       state: ``RNNState(h [B, H])`` before the first step, or None for zeros.
       activation: "tanh", "relu" or "linear".
-      mask, lengths, resets, reverse, method, unroll: as in ``lstm``.
+      mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``lstm``.
 
     Returns:
       ``(RNNState, hs [T, B, H])``, with the rules of ``lstm`` for invalid steps.
@@ -113,6 +123,9 @@ def rnn(
     else:
         checks.states(state, RNNState, [shape])
         state = RNNState(jnp.asarray(state.h, compute))
+    if reset_to is not None:
+        checks.states(reset_to, RNNState, [shape], "reset_to")
+        reset_to = RNNState(jnp.asarray(reset_to.h, compute))
     return recur_compiled(
         rnn_step,
         params,
@@ -122,7 +135,9 @@ def rnn(
         mask=mask,
         lengths=lengths,
         resets=resets,
+        reset_to=reset_to,
         reverse=reverse,
+        noise=noise,
         method=method,
         unroll=unroll,
     )
@@ -171,9 +186,7 @@ def init_rnn(
     )
 
 
-def _check(
-    params: RNNParams, name: str, x: jax.Array, activation: str
-) -> tuple[jnp.dtype, jnp.dtype]:
+def _check(params: RNNParams, name: str, x: jax.Array, activation: str) -> checks.Dtypes:
     """Checks weights against each other and against inputs [..., D]; returns the two dtypes."""
     if not isinstance(params, RNNParams):
         raise ValueError(f"params: got {type(params).__name__}, expected RNNParams")

@@ -16,11 +16,12 @@ LAYERS = (
     {"data", "diagnostics", "linen", "models", "nnx", "parallel", "plots", "records"},
     {"train"},
     {"interop", "losses", "optim", "provenance", "schema"},
-    {"gru", "lstm", "rnn", "variants"},
+    {"variants"},
+    {"gru", "lstm", "rnn"},
     {"bptt", "fused"},
     {"recurrence"},
-    {"dropout"},
-    {"checks", "initializers"},
+    {"dropout", "initializers"},
+    {"checks"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CORE = set().union(*LAYERS[LEVEL["lstm"] :])
