@@ -222,7 +222,15 @@ def valid_steps(steps: int, batch: int, mask: Any, lengths: Any) -> jax.Array | 
 
 def _checked_lengths(lengths: Any, steps: int, batch: int) -> jax.Array:
     """[B] integer lengths; their range is checked where the values are known while tracing."""
-    known = None if isinstance(lengths, jax.core.Tracer) else np.asarray(lengths)
+    known = None
+    if not isinstance(lengths, jax.core.Tracer):
+        try:
+            known = np.asarray(lengths)  # not jnp's: that would wrap what 32 bits do not hold
+        except (TypeError, ValueError) as error:
+            got = type(lengths).__name__
+            raise ValueError(f"lengths: got {got}, expected an integer array") from error
+        if known.shape == (0,):
+            known = known.astype(np.int32)  # an empty list says nothing of its dtype
     dtype = lengths.dtype if known is None else known.dtype
     if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"lengths: got dtype {dtype}, expected an integer dtype")
