@@ -99,7 +99,7 @@ def tf_adam(
         count = optax.safe_increment(state.count)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
-        t = count.astype(jnp.float32)
+        t = count.astype(jnp.result_type(float))  # 64 bits where they are switched on
         factor = jnp.sqrt(1 - b2**t) / (1 - b1**t)
 
         def scaled(m, v):

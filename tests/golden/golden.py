@@ -11,7 +11,7 @@ Arrays of a case (nested names are joined by "|"; T, B, D, H, P as everywhere, t
     state|n|h, |c      initial states [B, P], [B, H]; n counts directions, then layers
     mask, lengths      [T, B] bool, [B] integers, where the case has them
     loss|hs, |n|h, |c  random weights of the loss  Σ loss·(hs, final states);  0 at invalid steps
-    hs, final|n|h, |c  outputs [T, B, ·] (at invalid steps whatever the framework gives), final states
+    hs, final|n|h, |c  outputs [T, B, ·] (at invalid steps what the framework gives), final states
     grad|x, grad|state|n|h, …, grad|weights|…    the loss's gradients
     train|target, train|loss, train|weights|…    20 optimiser steps on mean((hs − target)²) from the
                        same weights, x and initial states (which stay as they are): the loss before
