@@ -2,6 +2,7 @@
 
     python experiments/imdb.py                        about 1 minute on 2 CPU cores
     python experiments/imdb.py --cell rnn             the simple RNN in place of the LSTM
+    python experiments/imdb.py --cell cifg --recurrent-dropout 0.2      a variant, dropped inside
     python experiments/imdb.py --epochs 1 --limit 2000      a look
     python experiments/imdb.py predict "not bad at all, I loved it"
 
@@ -29,11 +30,12 @@ import tyro
 from tqdm import tqdm
 
 from lstmjax import checkpoint, cli, losses, optim, parallel, train
-from lstmjax.data import Dataset, imdb
+from lstmjax.data import Dataset, imdb, text
 from lstmjax.initializers import uniform
-from lstmjax.models import SequenceModel
+from lstmjax.models import Cell, Init, SequenceModel, gate_bias
 from lstmjax.records import Run, RunError, matching_row, write_file
 from lstmjax.scores import Scores, finish
+from lstmjax.variants import VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Config:
     """Where the defaults come from."""
     data: Literal["auto", "tfds", "offline"] = "auto"
     """The real reviews if they can be had, the real ones or an error, or generated ones."""
-    cell: Literal["lstm", "gru", "rnn"] = "lstm"
-    """The recurrent cell."""
+    cell: Cell = "lstm"
+    """The recurrent cell: the LSTM, a variant of it, the GRU or a simple RNN."""
     vocabulary_size: int = 10_000
     """Ids in use: 4 special ones and the most frequent words."""
     max_length: int = 80
@@ -62,8 +64,24 @@ class Config:
     """Recurrent layers."""
     dropout: float = 0.2
     """Rate of dropout on each layer's inputs, one mask per review."""
-    init: Literal["keras", "lstmjax"] = "keras"
-    """Initial law of the recurrent layers."""
+    recurrent_dropout: float = 0.0
+    """Rate of dropout on h inside the recurrence, one mask for each gate and review."""
+    weight_drop: float = 0.0
+    """Rate of dropping weights of the recurrent kernels, at all steps alike."""
+    zoneout: float = 0.0
+    """Probability of keeping an element of the old state, drawn anew at every step."""
+    locked_dropout: float = 0.0
+    """Rate of dropout on each layer's outputs, one mask per review."""
+    embedding_dropout: float = 0.0
+    """Rate of dropping a word's vector, wherever the word occurs in the batch."""
+    word_dropout: float = 0.0
+    """Rate of replacing a word by the unknown one."""
+    init: Init = "keras"
+    """Initial law of the recurrent layers (the GRU and the RNNs have keras and lstmjax alone)."""
+    forget_bias: str | None = None
+    """The forget gate's initial bias: a number, chrono:T or uniform_gate; that of init if none."""
+    learned_state: bool = False
+    """Whether the state before the first word is learned, or zero."""
     learning_rate: float = 1e-3
     """Adam's step size."""
     clip_norm: float | None = None
@@ -106,8 +124,12 @@ def check(config: Config) -> None:
     cli.check_counts(config, *sizes, "batch_size", "epochs", "limit")
     cli.check_counts(config, "vocabulary_size", least=5)
     cli.check_counts(config, "validation_size", "seed", least=0)
-    cli.check_rates(config, "dropout")
+    cli.check_rates(config, "dropout", "recurrent_dropout", "weight_drop", "zoneout")
+    cli.check_rates(config, "locked_dropout", "embedding_dropout", "word_dropout")
     cli.check_positive(config, "learning_rate", "clip_norm")
+    fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
+    cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
+    gate_bias(config.forget_bias, config.cell)
 
 
 def make_model(config: Config) -> SequenceModel:
@@ -120,7 +142,17 @@ def make_model(config: Config) -> SequenceModel:
         input_size=config.embedding_size,
         input_init=uniform(0.05),  # Keras's law for embeddings
         dropout=config.dropout,
+        recurrent_dropout=config.recurrent_dropout,
+        weight_drop=config.weight_drop,
+        zoneout=config.zoneout,
+        locked_dropout=config.locked_dropout,
+        embedding_dropout=config.embedding_dropout,
+        word_dropout=config.word_dropout,
+        unknown_id=text.UNKNOWN,
+        padding_id=text.PADDING,
         cell_init=config.init,
+        forget_bias=gate_bias(config.forget_bias, config.cell),
+        learned_state=config.learned_state,
         method=config.method,
         unroll=config.unroll,
     )

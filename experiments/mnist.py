@@ -3,6 +3,7 @@
     python experiments/mnist.py                          about 1 minute on 2 CPU cores
     python experiments/mnist.py --preset tf1             the tutorial as it was published
     python experiments/mnist.py --layout permuted        784 pixels in a fixed random order
+    python experiments/mnist.py --cell refine --forget-bias uniform_gate      a variant
 
 The preset tf1 is a published TensorFlow 1 tutorial: 28 rows of 28 pixels, one LSTM of 100 units,
 the final output read by a dense layer, batches of 50, Adam at 1e-4, 10 epochs, the whole test set
@@ -23,9 +24,10 @@ from tqdm import tqdm
 
 from lstmjax import cli, losses, optim, parallel, train
 from lstmjax.data import mnist
-from lstmjax.models import SequenceModel
+from lstmjax.models import Cell, Init, SequenceModel, gate_bias
 from lstmjax.records import Run, matching_row
 from lstmjax.scores import Scores, finish
+from lstmjax.variants import VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +42,28 @@ class Config:
     """Which order, for the permuted layout: a name that lstmjax.data.mnist.permutation knows."""
     loss: Literal["softmax", "double_softmax"] = "softmax"
     """Cross-entropy of the logits, or (tf1's mistake) of their softmax taken as logits."""
-    cell: Literal["lstm", "gru", "rnn"] = "lstm"
-    """The recurrent cell."""
+    cell: Cell = "lstm"
+    """The recurrent cell: the LSTM, a variant of it, the GRU or a simple RNN."""
     hidden_size: int = 100
     """Units of each layer."""
     num_layers: int = 1
     """Recurrent layers."""
     dropout: float = 0.0
     """Rate of dropout on each layer's inputs, one mask per image."""
-    init: Literal["tf1", "keras", "lstmjax"] = "tf1"
-    """Initial law of the recurrent layers (the GRU and the RNN have no tf1)."""
+    recurrent_dropout: float = 0.0
+    """Rate of dropout on h inside the recurrence, one mask for each gate and image."""
+    weight_drop: float = 0.0
+    """Rate of dropping weights of the recurrent kernels, at all steps alike."""
+    zoneout: float = 0.0
+    """Probability of keeping an element of the old state, drawn anew at every step."""
+    locked_dropout: float = 0.0
+    """Rate of dropout on each layer's outputs, one mask per image."""
+    init: Init = "tf1"
+    """Initial law of the recurrent layers (the GRU and the RNNs have keras and lstmjax alone)."""
+    forget_bias: str | None = None
+    """The forget gate's initial bias: a number, chrono:T or uniform_gate; that of init if none."""
+    learned_state: bool = False
+    """Whether the state before the first step is learned, or zero."""
     learning_rate: float = 1e-4
     """Adam's step size."""
     clip_norm: float | None = None
@@ -91,15 +105,17 @@ def check(config: Config) -> None:
     cli.check_counts(config, "hidden_size", "num_layers", "batch_size", "epochs", "limit")
     cli.check_counts(config, "unroll", "devices")
     cli.check_counts(config, "validation_size", "seed", least=0)
-    cli.check_rates(config, "dropout")
+    cli.check_rates(config, "dropout", "recurrent_dropout", "weight_drop", "zoneout")
+    cli.check_rates(config, "locked_dropout")
     cli.check_positive(config, "learning_rate", "clip_norm")
+    fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
+    cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
+    gate_bias(config.forget_bias, config.cell)
     orders = tuple(mnist.PERMUTATIONS)
     cli.check(config, "permutation", config.permutation in orders, f"one of {', '.join(orders)}")
     default = config.permutation == Config.permutation
     fits = default or config.layout == "permuted"
     cli.check(config, "permutation", fits, "no other order without --layout permuted")
-    fits = config.init != "tf1" or config.cell == "lstm"
-    cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
 
 
 def make_model(config: Config) -> SequenceModel:
@@ -109,7 +125,13 @@ def make_model(config: Config) -> SequenceModel:
         output_size=10,
         num_layers=config.num_layers,
         dropout=config.dropout,
+        recurrent_dropout=config.recurrent_dropout,
+        weight_drop=config.weight_drop,
+        zoneout=config.zoneout,
+        locked_dropout=config.locked_dropout,
         cell_init=config.init,
+        forget_bias=gate_bias(config.forget_bias, config.cell),
+        learned_state=config.learned_state,
         head_init=jax.nn.initializers.truncated_normal(0.1),
         head_bias=jax.nn.initializers.constant(0.1),
         method=config.method,

@@ -1,7 +1,17 @@
 """LSTMs as pure functions in JAX."""
 
-from lstmjax.dropout import dropout, variational_dropout
+from lstmjax.dropout import (
+    Noise,
+    dropout,
+    embedding_dropout,
+    locked_dropout,
+    recurrent_noise,
+    variational_dropout,
+    weight_drop,
+    word_dropout,
+)
 from lstmjax.gru import GRUParams, GRUState, gru, gru_step, init_gru
+from lstmjax.initializers import chrono, uniform_gate
 from lstmjax.lstm import LSTMParams, LSTMState, init_lstm, lstm, lstm_step
 from lstmjax.optim import clip_by_norm, clipped_adam, tf_adam
 from lstmjax.recurrence import Bidirectional, bidirectional, stack
@@ -16,26 +26,34 @@ __all__ = [
     "GRUState",
     "LSTMParams",
     "LSTMState",
+    "Noise",
     "RNNParams",
     "RNNState",
     "TrainState",
     "bidirectional",
+    "chrono",
     "clip_by_norm",
     "clipped_adam",
     "dropout",
+    "embedding_dropout",
     "gru",
     "gru_step",
     "init_gru",
     "init_lstm",
     "init_rnn",
     "init_state",
+    "locked_dropout",
     "lstm",
     "lstm_step",
     "make_eval_step",
     "make_train_step",
+    "recurrent_noise",
     "rnn",
     "rnn_step",
     "stack",
     "tf_adam",
+    "uniform_gate",
     "variational_dropout",
+    "weight_drop",
+    "word_dropout",
 ]

@@ -27,6 +27,7 @@ from lstmjax.dropout import (
     check_noise,
     dropped_state,
     over_time,
+    times_mask,
     with_gate_masks,
     zoned_out,
 )
@@ -83,8 +84,10 @@ def recur(
         xs = jnp.where(valid[:, :, None], xs, jnp.zeros((), xs.dtype))
         reset = None if reset is None else reset & valid
     if noise is not None:
-        check_noise(noise, steps, state)
+        check_noise(noise, xs, state)
         step = with_gate_masks(step, noise)
+    if reset_to is not None:
+        checks.states(reset_to, type(state), [part.shape for part in state], "reset_to")
     state = varying_like(state, (xs, valid, reset, noise, reset_to))
     fresh = jax.tree.map(jnp.zeros_like, state) if reset_to is None else reset_to
 
@@ -134,7 +137,7 @@ def product(
     if gate_masks is None:
         return one(a, w)
     blocks = jnp.split(w, gate_masks.shape[0], axis=-1)
-    masked = [a * mask.astype(a.dtype) for mask in gate_masks]
+    masked = [times_mask(a, mask) for mask in gate_masks]
     return jnp.concatenate([one(m, block) for m, block in zip(masked, blocks, strict=True)], -1)
 
 
@@ -175,7 +178,7 @@ def recur_compiled(
     valid = checks.valid_steps(steps, batch, mask, lengths)  # here, where lengths have values
     reset = checks.reset_steps(steps, batch, resets)
     if noise is not None:
-        check_noise(noise, steps, state)
+        check_noise(noise, xs, state)
     arrays = {"mask": valid, "resets": reset, "reset_to": reset_to, "noise": noise}
     return _compiled(
         step, params, state, xs, arrays, traced or {}, static, reverse, method, int(unroll)

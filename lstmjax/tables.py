@@ -20,6 +20,10 @@ from lstmjax.schema import SECONDS
 # Settings that say where a run went or which of several like runs it is, not what it computes.
 _NO_SETTINGS = ("seed", "out", "live")
 
+# What the metrics of experiments/parity.py are called, and how a column is headed.
+_DTYPES = ("float64", "float32")
+_ERRORS = {"value": "values", "gradient": "gradients", "train": "20 steps"}
+
 
 class Row(NamedTuple):
     """A section of BENCHMARKS.md: one program of the sources."""
@@ -92,7 +96,7 @@ class Group:
     """Runs that differ only in their seeds, in the order of their seeds.
 
     Attributes:
-      row: a key of ROWS.
+      row: a key of ROWS, or "parity".
       name: "lstmjax", or the peer's framework and version.
       records: the records.
       files: the records' file names.
@@ -158,6 +162,22 @@ def load_groups(results: str | Path) -> list[Group]:
     return sorted(groups, key=lambda g: (order.index(g.row), g.name != "lstmjax"))
 
 
+def load_parity(results: str | Path) -> list[Group]:
+    """Every record of experiments/parity.py below a folder, each a group of its own.
+
+    Raises:
+      RunError: a file is no record, or does not say what made the vectors.
+    """
+    groups = []
+    for path in sorted(Path(results).glob("*.json")):
+        record = load(path)
+        if record["experiment"] == "parity":
+            if not isinstance(record["config"].get("vectors"), dict):
+                raise RunError(f"{path}: config.vectors is missing: what made the golden vectors")
+            groups.append(Group("parity", "lstmjax", (record,), (path.name,)))
+    return groups
+
+
 def _row_of(record: Mapping[str, Any]) -> str | None:
     return record["peer"]["row"] if "peer" in record else record.get("row")
 
@@ -175,8 +195,8 @@ def _group_key(row: str, record: Mapping[str, Any]) -> tuple[str, ...]:
 # ---- writing ------------------------------------------------------------------------------------
 
 
-def benchmarks(groups: Sequence[Group]) -> str:
-    """The whole text of BENCHMARKS.md."""
+def benchmarks(groups: Sequence[Group], parity: Sequence[Group] = ()) -> str:
+    """The whole text of BENCHMARKS.md; the arguments from ``load_groups`` and ``load_parity``."""
     lines = [
         "# Benchmarks", "",
         "Written by `python -m lstmjax.records table` from the records in experiments/results/; "
@@ -190,6 +210,8 @@ def benchmarks(groups: Sequence[Group]) -> str:
         members = [group for group in groups if group.row == row]
         if members:
             lines += ["", *_section(row, spec, members)]
+    if parity:
+        lines += ["", *_parity_section(parity)]
     return "\n".join(lines) + "\n"
 
 
@@ -204,6 +226,29 @@ def _section(row: str, spec: Row, groups: Sequence[Group]) -> list[str]:
         times = [group.seconds(key) for key in (*SECONDS, "total")]
         lines.append(_line([group.name, *cells, str(len(group.records)), *times, _data(group)]))
     for group in groups:
+        lines += ["", *_provenance(group)]
+    return lines
+
+
+def _parity_section(groups: Sequence[Group]) -> list[str]:
+    """How far our numbers are from other frameworks', a table for each record."""
+    lines = [
+        "## parity: the numbers of other frameworks", "",
+        "Golden vectors that each framework computed in float64, against what lstmjax computes "
+        "from the same weights: outputs and final states, gradients, and the losses and weights of "
+        "20 optimiser steps. The largest error of any array of any case, as max|got − want| / "
+        "max(1, max|want|); the run fails above 1e-10 in float64 and 1e-5 in float32.",
+    ]  # fmt: skip
+    kinds = [(dtype, key) for dtype in _DTYPES for key in _ERRORS]
+    head = ["vectors", "made with", "cases", *(f"{d} {_ERRORS[key]}" for d, key in kinds)]
+    for group in groups:
+        (record,) = group.records
+        lines += ["", _line(head), _line(["---"] * len(head))]
+        for name, made in record["config"]["vectors"].items():
+            errors = [record["metrics"].get(f"{name}_{dtype}_{key}") for dtype, key in kinds]
+            cells = ["–" if error is None else f"{float(error):.1e}" for error in errors]
+            versions = ", ".join(" ".join(pair) for pair in made["versions"].items())
+            lines.append(_line([name, versions, str(record["metrics"][f"{name}_cases"]), *cells]))
         lines += ["", *_provenance(group)]
     return lines
 

@@ -25,6 +25,12 @@ TINY = {
     "imdb source": "imdb --data offline --limit 70 --epochs 2 --batch-size 32 --cell gru "
     "--validation-size 0 --test-every-epoch --hidden-size 8",
     "mnist": "mnist --data offline --limit 70 --epochs 2 --batch-size 16 --hidden-size 8",
+    "imdb variant": "imdb --data offline --limit 70 --epochs 2 --batch-size 32 --hidden-size 8 "
+    "--cell layer_norm --init torch --forget-bias chrono:80 --learned-state --recurrent-dropout 0.2 "
+    "--weight-drop 0.1 --zoneout 0.1 --locked-dropout 0.1 --embedding-dropout 0.1 "
+    "--word-dropout 0.1",
+    "mnist variant": "mnist --data offline --limit 70 --epochs 2 --batch-size 16 --hidden-size 8 "
+    "--cell refine --forget-bias uniform_gate --zoneout 0.1 --weight-drop 0.1",
     "mnist tf1": "mnist --preset tf1 --data offline --limit 70 --epochs 2 --hidden-size 8",
 }
 SAYS = {
@@ -196,6 +202,11 @@ WRONG = {
         ("--limit 0", "--limit: got 0, expected an integer of at least 1"),
         ("--batch-size 64 --limit 5 --data offline", "--batch-size: got 64, expected at most 5"),
         ("--data web", "--data: got 'web', expected one of auto, tfds, offline"),
+        ("--recurrent-dropout 1", "--recurrent-dropout: got 1.0, expected 0 <= recurrent_dropout"),
+        ("--word-dropout -1", "--word-dropout: got -1.0, expected 0 <= word_dropout < 1"),
+        ("--forget-bias chrono:1", "--forget-bias: got chrono:1, expected chrono:T with T >= 2"),
+        ("--cell rnn --init torch", "--init: got torch, expected keras or lstmjax with --cell rnn"),
+        ("--cell cifg2", "--cell: got 'cifg2', expected one of lstm, gru, rnn, linear_rnn, peep"),
         ("predict", "got no text, expected a review in quotes"),
         ("predict one two", "Unrecognized options: two"),
     ],
@@ -203,6 +214,12 @@ WRONG = {
         ("--layout columns", "--layout: got 'columns', expected one of rows, pixels, permuted"),
         ("--layout permuted --permutation mine", "--permutation: got mine, expected one of"),
         ("--permutation bit_reversal", "--permutation: got bit_reversal, expected no other order"),
+        (
+            "--forget-bias big",
+            "--forget-bias: got big, expected a number, chrono:T or uniform_gate",
+        ),
+        ("--cell gru --init keras --forget-bias 1", "--forget-bias: got 1, expected none with the"),
+        ("--locked-dropout 1", "--locked-dropout: got 1.0, expected 0 <= locked_dropout < 1"),
         ("--cell gru", "--init: got tf1, expected keras or lstmjax with --cell gru"),
         ("--validation-size 9999999 --data offline", "--validation-size: got 9999999, expected"),
     ],

@@ -2,14 +2,33 @@
 
 import importlib.util
 from pathlib import Path
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lstmjax import GRUParams, LSTMParams, LSTMState, RNNParams, gru, lstm, rnn, variational_dropout
-from lstmjax.models import SequenceModel
+from lstmjax import (
+    GRUParams,
+    LSTMParams,
+    LSTMState,
+    RNNParams,
+    embedding_dropout,
+    gru,
+    locked_dropout,
+    lstm,
+    recurrent_noise,
+    rnn,
+    uniform_gate,
+    variational_dropout,
+    weight_drop,
+    word_dropout,
+)
+from lstmjax import models as module
+from lstmjax.initializers import INITS
+from lstmjax.models import Cell, Init, Recurrent, SequenceModel, gate_bias
+from lstmjax.variants import VARIANTS, FGRParams, fgr
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -62,6 +81,9 @@ CELLS = {
     "gru": lambda w, xs, **o: gru(GRUParams(**w), xs, **o),
     "rnn": lambda w, xs, **o: rnn(RNNParams(**w), xs, **o),
     "linear_rnn": lambda w, xs, **o: rnn(RNNParams(**w), xs, activation="linear", **o),
+    "peephole": lambda w, xs, **o: lstm(LSTMParams(**w), xs, **o),
+    "cifg": lambda w, xs, **o: VARIANTS["cifg"].layer(LSTMParams(**w), xs, **o),
+    "fgr": lambda w, xs, **o: fgr(FGRParams(**w, peephole=None, w_proj=None), xs, **o),
 }
 
 
@@ -115,3 +137,157 @@ def test_a_carried_state_continues_a_sequence():
 def test_unknown_cells_are_named():
     with pytest.raises(ValueError, match="cell: got 'elman', expected one of 'lstm', 'gru'"):
         SequenceModel("elman", 5, 1).init(jax.random.key(0), jnp.zeros((1, 3, 2)))
+
+
+def test_every_cell_and_law_has_its_name_on_the_command_line():
+    assert get_args(Cell) == tuple(module.CELLS) and set(VARIANTS) < set(module.CELLS)
+    assert get_args(Init) == INITS
+    xs = jnp.ones((4, 2, 3))
+    for cell in module.CELLS:
+        layer = Recurrent(cell, 5)
+        params = jax.eval_shape(lambda layer=layer: layer.init(jax.random.key(0), xs))["params"]
+        got = jax.eval_shape(layer.apply, {"params": params}, xs)
+        assert got[1].shape == (4, 2, 5) and set(params) == {"weights"}
+
+
+def run_dropped(cell, key, **rates):
+    """A layer of random numbers with the given rates: params, xs, and what it puts out."""
+    xs = jnp.float32(np.random.default_rng(4).normal(size=(7, 3, 2)))
+    layer = Recurrent(cell, 5, **rates)
+    params = jiggle(layer.init(jax.random.key(1), xs)["params"], 2)
+    return params, xs, layer.apply({"params": params}, xs, key=key)
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(6)], ids=["evaluation", "training"])
+@pytest.mark.parametrize("cell", ["cifg", "gru"])
+def test_what_a_layer_drops_inside_is_the_functions_of_the_core(cell, key):
+    rates = {"recurrent_dropout": 0.4, "weight_drop": 0.3, "zoneout": 0.2}
+    params, xs, got = run_dropped(cell, key, **rates)
+    kind, _, layer = module.CELLS[cell]
+    weights = kind(**params["weights"])
+    of_weights, of_noise = (None, None) if key is None else jax.random.split(key)
+    zoneout = {"zoneout_h": 0.2} | ({"zoneout_c": 0.2} if cell == "cifg" else {})
+    noise = recurrent_noise(of_noise, weights, xs, recurrent_dropout=0.4, **zoneout)
+    want = layer(weight_drop(of_weights, weights, 0.3), xs, noise=noise)
+    for ours, expected in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+    plain = layer(weights, xs)[1]
+    for name, rate in rates.items():  # each does something on its own, or nothing to evaluate
+        change = np.abs(run_dropped(cell, key, **{name: rate})[2][1] - plain).max()
+        assert change > 0.01 if key is not None or name == "zoneout" else change == 0
+
+
+def test_what_a_model_drops_around_its_layers_is_the_functions_of_the_core():
+    rng, key = np.random.default_rng(5), jax.random.key(7)
+    ids = rng.integers(0, 11, (3, 7)).astype(np.int32)
+    rates = {"locked_dropout": 0.3, "embedding_dropout": 0.2, "word_dropout": 0.4}
+    around = {"unknown_id": 2, "padding_id": 0, "recurrent_dropout": 0.25, "dropout": 0.1}
+    sizes = {"num_layers": 2, "vocabulary_size": 11, "input_size": 4}
+    for every_step in (False, True):
+        model = SequenceModel("lstm", 5, 2, **sizes, **rates, **around, every_step=every_step)
+        params = jiggle(model.init(jax.random.key(1), ids)["params"], 2)
+        _, got = model.apply({"params": params}, ids, key=key)
+
+        words = word_dropout(module._key(key, "word_dropout"), ids.T, 0.4, 2, keep_id=0)
+        of_table = module._key(key, "embedding_dropout")
+        hs = embedding_dropout(of_table, params["embed"]["embedding"], 0.2)[words]
+        for number in range(2):
+            hs = variational_dropout(jax.random.fold_in(key, number), hs, 0.1)
+            weights = LSTMParams(**params[f"layer_{number}"]["weights"])
+            of_noise = jax.random.split(module._key(key, "recurrent", number))[1]
+            noise = recurrent_noise(of_noise, weights, hs, recurrent_dropout=0.25)
+            _, hs = lstm(weights, hs, noise=noise)
+            hs = locked_dropout(module._key(key, "locked_dropout", number), hs, 0.3)
+        read = jnp.swapaxes(hs, 0, 1) if every_step else hs[-1]
+        head = jax.tree.map(np.asarray, params["head"])
+        want = np.asarray(read) @ head["kernel"] + head["bias"]
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+    plain = SequenceModel("lstm", 5, 2, **sizes, every_step=True)
+    _, evaluated = model.apply({"params": params}, ids)
+    _, undropped = plain.apply({"params": params}, ids, key=key)
+    np.testing.assert_array_equal(evaluated, undropped)
+    for name, rate in rates.items():
+        one = SequenceModel("lstm", 5, 2, **sizes, **{name: rate}, unknown_id=2, every_step=True)
+        assert np.abs(one.apply({"params": params}, ids, key=key)[1] - undropped).max() > 0.01
+
+
+def test_no_two_things_of_a_model_draw_from_one_key():
+    key = jax.random.key(8)
+    kinds = ("recurrent", "locked_dropout", "embedding_dropout", "word_dropout")
+    keys = [module._key(key, kind, number) for kind in kinds for number in range(3)]
+    keys += [jax.random.fold_in(key, number) for number in range(3)]
+    data = {tuple(np.asarray(jax.random.key_data(k))) for k in keys}
+    assert len(data) == len(keys)
+    assert module._key(None, "recurrent") is None
+
+
+@pytest.mark.parametrize("cell", ["gru", "cifg", "fgr"])
+def test_a_learned_state_is_a_parameter_that_the_gradient_reaches(cell):
+    xs = jnp.float32(np.random.default_rng(9).normal(size=(3, 6, 2)))
+    model = SequenceModel(cell, 5, 1, num_layers=2, learned_state=True)
+    drawn = model.init(jax.random.key(1), xs)["params"]
+    assert not any(np.any(part) for part in drawn["layer_1"]["state"].values())
+    params = jiggle(drawn, 2)
+    kind = type(model.apply({"params": params}, xs)[0][0])
+    plain = SequenceModel(cell, 5, 1, num_layers=2)
+    layers = [params[f"layer_{n}"] for n in range(2)]
+    states = [kind(**jax.tree.map(lambda v: jnp.stack([v] * 3), p["state"])) for p in layers]
+    bare = params | {f"layer_{n}": {"weights": p["weights"]} for n, p in enumerate(layers)}
+    _, got = model.apply({"params": params}, xs)
+    np.testing.assert_allclose(got, plain.apply({"params": bare}, xs, states)[1], rtol=1e-6)
+    gradient = jax.grad(lambda p: model.apply({"params": p}, xs)[1].sum())(params)
+    assert min(np.abs(v).max() for v in gradient["layer_0"]["state"].values()) > 0
+
+
+def test_the_forget_bias_reaches_the_weights():
+    xs = jnp.ones((1, 2, 3))
+    biases = {}
+    for text in ("2.5", "chrono:20", "uniform_gate"):
+        model = SequenceModel("lstm", 50, 1, forget_bias=gate_bias(text, "lstm"))
+        b = model.init(jax.random.key(0), xs)["params"]["layer_0"]["weights"]["b"]
+        biases[text] = np.split(np.asarray(b), 4)
+    np.testing.assert_array_equal(biases["2.5"][1], np.full(50, 2.5, np.float32))
+    assert (
+        np.log(15) < biases["chrono:20"][1].max() <= np.log(19)
+        and biases["chrono:20"][1].min() >= 0
+    )
+    for law in ("chrono:20", "uniform_gate"):
+        np.testing.assert_array_equal(biases[law][0], -biases[law][1])
+    assert biases["uniform_gate"][1].min() < -1 and gate_bias("uniform_gate", "nfg") is uniform_gate
+    assert gate_bias(None, "gru") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "cell", "expected"),
+    [
+        ("much", "lstm", "a number, chrono:T or uniform_gate"),
+        ("nan", "lstm", "a number, chrono:T or uniform_gate"),
+        (":3", "lstm", "a number, chrono:T or uniform_gate"),
+        ("chrono:", "lstm", "a number, chrono:T or uniform_gate"),
+        ("uniform:3", "lstm", "a number, chrono:T or uniform_gate"),
+        ("chrono:1", "lstm", "chrono:T with T >= 2"),
+        ("1.0", "gru", "none with the cell gru"),
+        ("1.0", "nfg", "a law with the cell nfg"),
+    ],
+)
+def test_a_forget_bias_that_cannot_be_is_named(text, cell, expected):
+    with pytest.raises(ValueError) as error:
+        gate_bias(text, cell)
+    assert str(error.value) == f"forget_bias: got {text}, expected {expected}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"word_dropout": 0.1}, "word_dropout: got 0.1, expected 0 without a vocabulary"),
+        ({"embedding_dropout": 0.1}, "embedding_dropout: got 0.1, expected 0 without a vocabulary"),
+        ({"zoneout": 1.0}, "zoneout_h: got 1.0, expected"),
+        ({"weight_drop": -0.1}, "rate: got -0.1, expected"),
+        ({"forget_bias": 1.0}, "forget_bias: got 1.0, expected None for the cell 'gru'"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises(ValueError) as error:
+        SequenceModel("gru", 5, 1, **options).init(jax.random.key(0), jnp.zeros((1, 3, 2)))
+    assert str(error.value).startswith(message)
