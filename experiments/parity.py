@@ -119,9 +119,9 @@ def below(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def loader(entry: Mapping[str, Any]) -> tuple:
     """What reading the weights takes, hashable: (framework, "layer" or "stack", options)."""
-    options = {name: entry[name] for name in _CUDNN if name in entry}
-    options |= {n: v for n, v in entry["options"].items() if n == "forget_bias"}
-    return entry["load"], entry["stack"], tuple(options.items())
+    said = [*entry.items(), *entry["options"].items()]
+    options = tuple(pair for pair in said if pair[0] in (*_CUDNN, "forget_bias"))
+    return entry["load"], entry["stack"], options
 
 
 def outputs(params, x, states, over_time, *, gate=None, reverse=False, method="scan"):
@@ -190,8 +190,9 @@ def squared_error(params, x, states, target, over_time, **how):
 @_jit("load", "settings")
 def updated(weights, opt_state, gradient, *, load, settings):
     """One step of the optimiser on the framework's weights: (weights, opt_state)."""
-    gradient = _pull(weights, gradient, load=load)
-    updates, opt_state = optimiser(load[0], settings).update(gradient, opt_state, weights)
+    gradient, tx = _pull(weights, gradient, load=load), optimiser(load[0], settings)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam asks for it
+        updates, opt_state = tx.update(gradient, opt_state, weights)
     return optax.apply_updates(weights, updates), opt_state
 
 
@@ -217,7 +218,7 @@ def torch_clip(max_norm: float, eps: float) -> optax.GradientTransformation:
     """PyTorch's clip_grad_norm_: g ← g · min(1, max_norm / (‖g‖ + eps))."""
 
     def clip(updates, params):
-        factor = jnp.minimum(1.0, max_norm / (optax.global_norm(updates) + eps))
+        factor = jnp.minimum(1.0, max_norm / (optax.tree.norm(updates) + eps))
         return jax.tree.map(lambda g: g * factor, updates)
 
     return optax.stateless(clip)
@@ -245,8 +246,7 @@ def computed(case: Case, dtype: str = "float64", method: str = "scan") -> dict[s
         over_time |= {n: options[n] for n in ("cell_clip", "proj_clip") if n in options}
         how = {n: options[n] for n in ("gate", "reverse") if n in options} | {"method": method}
 
-        loss = below(given, "loss|")
-        loss = {n if n == "hs" else f"final|{n}": a for n, a in loss.items()}
+        loss = {n if n == "hs" else f"final|{n}": a for n, a in below(given, "loss|").items()}
         params = loaded(weights, load=load)
         got, of = gradients(params, given["x"], states, loss, over_time, **how)
         of_weights = pulled(weights, of[0], load=load)
@@ -332,10 +332,9 @@ def methods(case: Case) -> tuple[str, ...]:
 def measured(case: Case, pool: Executor) -> dict[str, float]:
     """The largest errors over the methods: "float64_value", … "float32_train"."""
     jobs = [(dtype, method) for dtype in BARS for method in methods(case)]
-    largest: dict[str, float] = {}
+    largest = {}
     # Side by side: no two of these share a program that is still to be compiled.
-    results = pool.map(lambda job: errors(case, *job), jobs)
-    for (dtype, _), found in zip(jobs, results, strict=True):
+    for (dtype, _), found in zip(jobs, pool.map(lambda job: errors(case, *job), jobs), strict=True):
         for name, value in found.items():
             largest[f"{dtype}_{name}"] = max(value, largest.get(f"{dtype}_{name}", 0.0))
     return largest
@@ -368,28 +367,27 @@ def run(config: Config) -> None:
         for framework, manifest in golden.items()
         for name, entry in manifest["cases"].items()
     ]
-    hashes = [f"{case.name} {case.entry['sha256']}" for case in cases]
-    sha256 = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    lines = "\n".join(f"{case.name} {case.entry['sha256']}" for case in cases)
+    sha256 = hashlib.sha256(lines.encode()).hexdigest()
     devices, clock = parallel.use_devices(1), train.Clock()
-    vectors = {f: {"seed": m["seed"], "versions": m["versions"]} for f, m in golden.items()}
+    vectors = {f: {key: m[key] for key in ("seed", "versions")} for f, m in golden.items()}
     settings = {**dataclasses.asdict(config), "vectors": vectors}
     print(f"{len(cases)} cases; errors of values, gradients and 20 optimiser steps")
     with Run.create("parity", settings, out=config.out) as folder:
         found = {}
-        with clock("eval"), ThreadPoolExecutor(2) as pool:
+        with clock("eval"), ThreadPoolExecutor(2) as pool:  # compiling is part of it
             for case in cases:
                 found[case.name] = measured(case, pool)
                 texts = [f"{key} {value:.0e}" for key, value in found[case.name].items()]
                 print(f"{case.name}:", ", ".join(texts).replace("_", " "), flush=True)
         write_file(folder.path / "errors.json", to_json(found))
         if faults := broken(found):
-            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-            raise RunError(faults[0] + more)
+            raise RunError(faults[0] + f" (and {len(faults) - 1} more)" * (len(faults) > 1))
         metrics = {k: v for name in golden for k, v in summary(found, name).items()}
         folder.finish(
             dataset={"name": "golden vectors", "source": "generated", "sha256": sha256},
             metrics=metrics,
-            seconds=clock.seconds,  # compiling is done between the cases, and part of "eval"
+            seconds=clock.seconds,
             params_sha256=params_sha256({c.name: below(c.arrays, "weights|") for c in cases}),
             seed=min(manifest["seed"] for manifest in golden.values()),
             devices=devices,

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax.dropout import Noise
+from lstmjax.gated import draw_cell, emit, preactivations, run_cell
 from lstmjax.initializers import GateBias
-from lstmjax.lstm import draw_cell, emit, preactivations, run_cell
+from lstmjax.lstm import LSTMParams, LSTMState
 
 
 def variant(
@@ -35,12 +36,13 @@ def variant(
       peepholes: rows of the peepholes.
       sums: ``sums(params, state, x_t, x_mask, h_mask, z) -> z`` changes the blocks.
       more: ``more(key, params, init) -> params`` adds weights to those of ``draw_cell``.
-      **kinds: ``kind`` and ``state_kind`` of ``preactivations``.
+      **kinds: ``kind`` and ``state_kind`` of ``preactivations``, where they are not the LSTM's.
 
     Returns:
       ``(step, layer, init)`` with the signatures of ``lstm_step``, ``lstm`` and ``init_lstm``.
     """
-    sizes = {"gates": len(blocks), "peepholes": peepholes, **kinds}
+    sizes = {"gates": len(blocks), "peepholes": peepholes}
+    sizes |= {"kind": LSTMParams, "state_kind": LSTMState} | kinds
 
     def step(
         params: Any,
@@ -58,7 +60,7 @@ def variant(
         if sums is not None:
             z = sums(params, state, x_t, x_mask, h_mask, z)
         m, c, *others = equations(params, state, z, cell_clip)
-        return type(state)(*emit(params, x_t, m, c, proj_clip), *others)
+        return type(state)(emit(params, x_t, m, proj_clip), c, *others)
 
     step.__doc__ = f"{equations.__doc__.rstrip()}\n\n    Otherwise as ``lstm_step``."
     step.__name__ = step.__qualname__ = f"{name}_step"
@@ -106,7 +108,7 @@ def _init(name: str, blocks: tuple[str, ...], peepholes: int, more: Callable | N
     ) -> Any:
         options = {"proj_size": proj_size, "peephole": peephole, "forget_bias": forget_bias}
         options |= {"init": init, "dtype": dtype, "peepholes": peepholes}
-        params = draw_cell(key, input_size, hidden_size, blocks, **options)
+        params = LSTMParams(*draw_cell(key, input_size, hidden_size, blocks, **options))
         return params if more is None else more(jax.random.fold_in(key, 4), params, init)
 
     init_cell.__doc__ = f"Draws the weights of ``{name}``, with the laws of ``init_lstm``."

@@ -23,8 +23,12 @@ glorot: Initializer = jax.nn.initializers.glorot_uniform()
 def orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """All singular values 1."""
     # The QR decomposition knows no 16-bit types.
-    wide = jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
-    return jax.nn.initializers.orthogonal()(key, shape, wide).astype(dtype)
+    return jax.nn.initializers.orthogonal()(key, shape, _wide(dtype)).astype(dtype)
+
+
+def _wide(dtype: jnp.dtype) -> jnp.dtype:
+    """``dtype``, but no less than float32."""
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
 def per_gate(init: Initializer, gates: int) -> Initializer:
@@ -132,7 +136,8 @@ def chrono(max_lag: float) -> GateBias:
         raise ValueError(f"max_lag: got {max_lag!r}, expected a number >= 2")
 
     def law(key: jax.Array, hidden_size: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        b_f = jnp.log(jax.random.uniform(key, (hidden_size,), dtype, 1.0, max_lag - 1.0))
+        lag = jax.random.uniform(key, (hidden_size,), _wide(dtype), 1.0, max_lag - 1.0)
+        b_f = jnp.log(lag).astype(dtype)
         return -b_f, b_f
 
     return law
@@ -156,8 +161,10 @@ def uniform_gate(key: jax.Array, hidden_size: int, dtype: jnp.dtype) -> tuple[ja
     """
     if hidden_size < 2:
         raise ValueError(f"hidden_size: got {hidden_size}, expected >= 2 for uniform_gate")
-    u = jax.random.uniform(key, (hidden_size,), dtype, 1 / hidden_size, 1 - 1 / hidden_size)
-    b_f = jnp.log(u) - jnp.log1p(-u)
+    # Drawn wide: in 16 bits u could round to 1, and the bias would be infinite.
+    low = 1 / hidden_size
+    u = jax.random.uniform(key, (hidden_size,), _wide(dtype), low, 1 - low)
+    b_f = (jnp.log(u) - jnp.log1p(-u)).astype(dtype)
     return -b_f, b_f
 
 

@@ -96,11 +96,12 @@ def load_stack(framework: str, weights: Any, *, forget_bias: float | None = None
     and backward, or fw and bw, are one bidirectional layer. The ``rngs`` of nnx are passed over.
 
     Layers stand in the order of the dict, but names that differ in their last number alone in the
-    order of the numbers: JAX sorts the keys of dicts, and puts lstm_10 before lstm_2. A list or an
-    OrderedDict is taken as it stands. Two things a tree may not tell: after such a sorting, the
-    order of names like bidirectional and lstm; and that LSTMCell_0 and LSTMCell_1 of a compact
-    Flax module are one bidirectional layer. Where the sizes do not fit this is an error; say it by
-    a list, and by {"forward": params["LSTMCell_0"], "backward": params["LSTMCell_1"]}.
+    order of the numbers: JAX sorts the keys of dicts, and puts lstm_10 before lstm_2. Lists stand
+    as they are, and so does everything in an OrderedDict. Two things a tree may not tell: after
+    such a sorting, the order of names like bidirectional and lstm; and that LSTMCell_0 and
+    LSTMCell_1 of a compact Flax module are one bidirectional layer. Where the sizes do not fit
+    this is an error; say it by a list, and by
+    {"forward": params["LSTMCell_0"], "backward": params["LSTMCell_1"]}.
 
     Args:
       framework: one of ``FRAMEWORKS``.

@@ -16,9 +16,9 @@
     equinox             weight_ih [4H, D], weight_hh [4H, H], bias [4H]            i, f, g, o
 
 j, c and g are the same gate, the candidate. Two biases are summed. A layer of tf1, keras, torch or
-equinox may have no bias: then it is zero.
-PyTorch's ``LSTMCell`` has the names of ``nn.LSTM`` without ``_l0``. TensorFlow 1 and Haiku add 1
-to the forget gate's bias while running; in ``LSTMParams`` that is part of ``b``.
+equinox may have no bias: then it is zero. PyTorch's ``LSTMCell`` has the names of ``nn.LSTM``
+without ``_l0``. TensorFlow 1 and Haiku add 1 to the forget gate's bias while running; in
+``LSTMParams`` that is part of ``b``.
 """
 
 import re
@@ -246,6 +246,7 @@ def read(framework: str, tree: dict, path: tuple[str, ...], forget_bias: Any) ->
 
 
 def add_forget_bias(params: LSTMParams, framework: str, forget_bias: Any, sign: int) -> LSTMParams:
+    """Adds ``sign`` times what the framework adds while running, or ``forget_bias``."""
     if forget_bias is None:
         forget_bias = ADDED_WHILE_RUNNING.get(framework, 0.0)
     checks.number("forget_bias", forget_bias)

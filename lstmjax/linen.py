@@ -11,14 +11,14 @@ under ``nn.RNN`` (in a ``@nn.compact`` method that is the caller, as ``Optimized
 names, initial laws and random keys are Flax's; only the loop over time is this package's.
 
 Same as Flax, up to rounding: outputs at valid steps, carries, all gradients. Different on purpose:
-  - After the last valid step the outputs are zero (Flax computes on), and what the padding holds,
-    NaN included, changes nothing.
-  - A row of length 0 returns its initial carry (Flax returns that after the last padded step).
+  - After the last valid step outputs are zero (Flax computes on), and what the padding holds, NaN
+    included, changes nothing. A row of length 0 returns its initial carry (Flax returns another).
   - Lengths work with any number of batch axes, and are checked.
   - Below float32, gates and c are kept in float32 while running; returned dtypes are Flax's.
-  - Options that speak of what the loop does with variables (``variable_axes``, ``split_rngs``, …)
-    are not there: nothing but the parameters is read. ``Bidirectional`` does not take ``reverse``
-    and ``keep_order``, which Flax's accepts and ignores.
+  - ``RNN`` has no options for what the loop does with variables (``variable_axes``, ``split_rngs``,
+    …): only parameters are read. ``Bidirectional`` has no ``reverse`` and ``keep_order``, which
+    Flax's takes and ignores.
+A linen module's ``apply`` has a ``method`` of its own: there, ``method`` is set in the constructor.
 
 Letters: T time, D input, H hidden; ``*batch`` stands for any number of axes.
 """
@@ -33,7 +33,7 @@ from flax import linen as nn
 
 from lstmjax import checks, interop, variants
 from lstmjax.lstm import LSTMParams, LSTMState, lstm
-from lstmjax.recurrence import _resets_backward
+from lstmjax.recurrence import resets_backward
 
 CELLS = (nn.LSTMCell, nn.OptimizedLSTMCell)
 
@@ -46,8 +46,7 @@ class RNN(nn.Module):
       time_major: inputs and outputs are [T, *batch, ·] instead of [*batch, T, ·].
       return_carry: return ``(carry, outputs)`` instead of the outputs alone.
       reverse: run from the last valid step to the first.
-      keep_order: with ``reverse``, outputs stand beside their inputs instead of in the order of
-        running.
+      keep_order: with ``reverse``, outputs stand beside their inputs, not in the order of running.
       unroll: steps written out in one iteration of the scan, >= 1.
       method: as in ``lstm``; None for its default.
     """
@@ -86,8 +85,7 @@ class RNN(nn.Module):
           seq_lengths: [*batch] integers in 0 … T; the first so many steps of a row are valid.
           mask: [*batch, T] ([T, *batch]), non-zero at valid steps. With ``seq_lengths`` as well, a
             step is valid where both say so.
-          resets: [*batch, T] ([T, *batch]), non-zero where the carry is set to zero before the
-            step.
+          resets: shaped as ``mask``, non-zero where the carry is set to zero before the step.
           return_carry, time_major, reverse, keep_order, method, unroll: override the attributes.
 
         Returns:
@@ -186,8 +184,7 @@ class Bidirectional(nn.Module):
         outputs[t] = merge_fn(→h_t, ←h_t)
 
     Attributes:
-      forward_rnn, backward_rnn: two ``RNN``s; their own ``reverse`` and ``keep_order`` are not
-        looked at.
+      forward_rnn, backward_rnn: two ``RNN``s, whose own ``reverse`` and ``keep_order`` are unused.
       merge_fn: ``merge_fn(forward, backward)`` of the two outputs.
       time_major, return_carry: defaults of the call's.
     """
@@ -218,8 +215,7 @@ class Bidirectional(nn.Module):
           inputs, seq_lengths, return_carry, time_major, mask, method, unroll: as in ``RNN``.
           initial_carry: ``(forward, backward)`` of two carries ``(c, h)``, or None.
           init_key: a PRNG key, split for the two; None gives both ``jax.random.key(0)``.
-          resets: as in ``RNN``; marks where a new sequence begins, and both directions are cut
-            there.
+          resets: as in ``RNN``: a new sequence begins there, and both directions are cut.
 
         Returns:
           The merged outputs, or ``((forward carry, backward carry), outputs)``.
@@ -276,7 +272,7 @@ def run(cell: Any, params: LSTMParams, inputs: jax.Array, carry: Any, how: dict)
     if how["reverse"] and not how["keep_order"]:
         hs = _turned(hs, lengths)
     with jax.numpy_dtype_promotion("standard"):  # Flax's rule: gates times carry
-        dtype = jnp.promote_types(hs.dtype, c.dtype)
+        dtype = jnp.promote_types(hs.dtype, jnp.result_type(c))
     carry = tuple(part.reshape(*batch, hidden).astype(dtype) for part in (final.c, final.h))
     outputs = _outward(hs.astype(dtype), batch, how["time_major"])
     return (carry, outputs) if how["return_carry"] else outputs
@@ -308,7 +304,7 @@ def _backward_resets(inputs: jax.Array, how: dict[str, Any]) -> jax.Array | None
     resets = _marks("resets", inputs, how)
     rows = resets.shape[1]
     valid = checks.valid_steps(steps, rows, _marks("mask", inputs, how), _lengths(inputs, how))
-    back = _resets_backward(checks.reset_steps(steps, rows, resets), valid)
+    back = resets_backward(checks.reset_steps(steps, rows, resets), valid)
     return _outward(back, batch, how["time_major"])
 
 

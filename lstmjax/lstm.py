@@ -28,16 +28,14 @@ Conventions, because no two libraries agree on them:
   - Sequences are time-major [T, B, D].
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lstmjax import checks
 from lstmjax.dropout import Noise
-from lstmjax.initializers import INITS, GateBias, gated_biases, gated_kernels, glorot, uniform
-from lstmjax.recurrence import product, recur_compiled
+from lstmjax.gated import clipped, draw_cell, emit, peep, preactivations, run_cell
+from lstmjax.initializers import GateBias
 
 
 class LSTMParams(NamedTuple):
@@ -101,80 +99,15 @@ def lstm_step(
         without a projection.
     """
     clips = {"cell_clip": cell_clip, "proj_clip": proj_clip}
-    (z_i, z_f, z_g, z_o), c_tm1 = preactivations(params, state, x_t, x_mask, h_mask, **clips)
+    kinds = {"kind": LSTMParams, "state_kind": LSTMState}
+    z, c_tm1 = preactivations(params, state, x_t, x_mask, h_mask, **kinds, **clips)
+    z_i, z_f, z_g, z_o = z
     i = jax.nn.sigmoid(peep(params, 0, z_i, c_tm1))
     f = jax.nn.sigmoid(peep(params, 1, z_f, c_tm1))
     g = jnp.tanh(z_g)
     c = clipped(f * c_tm1 + i * g, cell_clip)
     o = jax.nn.sigmoid(peep(params, 2, z_o, c))
-    return emit(params, x_t, o * jnp.tanh(c), c, proj_clip)
-
-
-# The parts of a step that the variants of the LSTM share with it (variants.py).
-
-
-def preactivations(
-    params: LSTMParams,
-    state: LSTMState,
-    x_t: jax.Array,
-    x_mask: jax.Array | None = None,
-    h_mask: jax.Array | None = None,
-    *,
-    gates: int = 4,
-    peepholes: int = 3,
-    kind: type = LSTMParams,
-    state_kind: type = LSTMState,
-    cell_clip: float | None = None,
-    proj_clip: float | None = None,
-) -> tuple[list[jax.Array], jax.Array]:
-    """Checks the arguments of a step; x_t W_x + h_{t-1} W_h + b and c_{t-1}, in float32 or more.
-
-    Args:
-      params, state, x_t, x_mask, h_mask, cell_clip, proj_clip: as in ``lstm_step``.
-      gates: G, blocks in the kernels; every state array after ``h`` is [..., H].
-      peepholes: rows of ``params.peephole``.
-      kind, state_kind: the NamedTuples that ``params`` and ``state`` must be.
-
-    Returns:
-      ``(z, c_tm1)``: G blocks [..., H], and the cell state [..., H].
-
-    Raises:
-      ValueError: as ``lstm_step``.
-    """
-    kinds = check_cell(
-        params, "x_t", x_t, cell_clip, proj_clip, gates=gates, peepholes=peepholes, kind=kind
-    )
-    batch, hidden = x_t.shape[:-1], params.b.shape[0] // gates
-    shapes = [(*batch, params.w_h.shape[0])] + [(*batch, hidden)] * (len(state_kind._fields) - 1)
-    checks.states(state, state_kind, shapes)
-    for name, mask, width in (("x_mask", x_mask, x_t.shape[-1]), ("h_mask", h_mask, shapes[0][-1])):
-        if mask is not None:
-            checks.shape(name, mask, (gates, *batch, width))
-    z = product(x_t, params.w_x, kinds, x_mask) + product(state.h, params.w_h, kinds, h_mask)
-    z = z + jnp.broadcast_to(params.b.astype(kinds.keep), z.shape)
-    return jnp.split(z, gates, axis=-1), state.c.astype(kinds.keep)
-
-
-def peep(params: LSTMParams, row: int, z: jax.Array, c: jax.Array) -> jax.Array:
-    """z + p ⊙ c with row ``row`` of the peepholes; z [..., H] itself where there are none."""
-    if params.peephole is None:
-        return z
-    return z + jnp.broadcast_to(params.peephole[row].astype(c.dtype), c.shape) * c
-
-
-def clipped(value: jax.Array, bound: float | None) -> jax.Array:
-    """``value`` held within ±bound, with gradient 0 outside; None holds nothing."""
-    return value if bound is None else jnp.clip(value, -bound, bound)
-
-
-def emit(
-    params: LSTMParams, x_t: jax.Array, m: jax.Array, c: jax.Array, proj_clip: float | None
-) -> LSTMState:
-    """The state after a step from o ⊙ tanh(c) [..., H] and c [..., H]: projects, clips, casts h."""
-    kinds = checks.dtypes(x_t, params)
-    if params.w_proj is not None:
-        m = clipped(product(m, params.w_proj, kinds), proj_clip)
-    return LSTMState(m.astype(kinds.compute), c)
+    return LSTMState(emit(params, x_t, o * jnp.tanh(c), proj_clip), c)
 
 
 def lstm(
@@ -222,65 +155,8 @@ def lstm(
     clips = {"cell_clip": cell_clip, "proj_clip": proj_clip}
     over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reset_to": reset_to}
     how = {"reverse": reverse, "noise": noise, "method": method, "unroll": unroll}
-    return run_cell(lstm_step, params, xs, state, clips, **over_time, **how)
-
-
-def run_cell(
-    step: Callable,
-    params: LSTMParams,
-    xs: jax.Array,
-    state: LSTMState | None,
-    clips: dict[str, Any],
-    *,
-    gates: int = 4,
-    peepholes: int = 3,
-    kind: type = LSTMParams,
-    state_kind: type = LSTMState,
-    reset_to: LSTMState | None = None,
-    static: tuple[tuple[str, Any], ...] = (),
-    **over_time,
-) -> tuple[LSTMState, jax.Array]:
-    """``lstm`` with any step of its kind.
-
-    Args:
-      step: a function with ``lstm_step``'s signature.
-      params, xs, state, reset_to: as in ``lstm``.
-      clips: ``cell_clip`` and ``proj_clip``.
-      gates, peepholes, kind, state_kind: as in ``preactivations``.
-      static: further options of ``step``, which choose the program.
-      **over_time: every other option of ``lstm``.
-
-    Returns:
-      As ``lstm``.
-
-    Raises:
-      ValueError: as ``lstm``.
-    """
-    xs = checks.as_array("xs", xs)
-    checks.shape("xs", xs, ("T", "B", "D"))
-    kinds = check_cell(
-        params, "xs", xs, *clips.values(), gates=gates, peepholes=peepholes, kind=kind
-    )
-    batch, hidden = xs.shape[1], params.b.shape[0] // gates
-    inner = len(state_kind._fields) - 1
-    shapes = [(batch, params.w_h.shape[0])] + [(batch, hidden)] * inner
-    dtypes = [kinds.compute] + [kinds.keep] * inner
-
-    def whole(name, given):  # the given state in the layer's dtypes
-        checks.states(given, state_kind, shapes, name)
-        return state_kind(*map(jnp.asarray, given, dtypes))
-
-    zeros = state_kind(*map(jnp.zeros, shapes, dtypes))
-    return recur_compiled(
-        step,
-        params,
-        zeros if state is None else whole("state", state),
-        xs,
-        traced=clips,
-        static=static,
-        reset_to=None if reset_to is None else whole("reset_to", reset_to),
-        **over_time,
-    )
+    kinds = {"kind": LSTMParams, "state_kind": LSTMState}
+    return run_cell(lstm_step, params, xs, state, clips, **kinds, **over_time, **how)
 
 
 def init_lstm(
@@ -333,89 +209,5 @@ def init_lstm(
     """
     options = {"proj_size": proj_size, "peephole": peephole, "forget_bias": forget_bias}
     blocks = ("i", "f", "g", "o")
-    return draw_cell(key, input_size, hidden_size, blocks, **options, init=init, dtype=dtype)
-
-
-def draw_cell(
-    key: jax.Array,
-    input_size: int,
-    hidden_size: int,
-    blocks: tuple[str, ...],
-    *,
-    proj_size: int | None,
-    peephole: bool,
-    forget_bias: float | GateBias | None,
-    init: str,
-    dtype: Any,
-    peepholes: int = 3,
-) -> LSTMParams:
-    """``init_lstm`` for any number of gates.
-
-    Args:
-      blocks: what the bias of each of the G blocks is drawn as: "i" and "f" as the input and the
-        forget gate's, "-f" as minus the forget gate's, anything else as zero.
-      peepholes: rows of the peepholes.
-      key, input_size, …: as in ``init_lstm``.
-
-    Returns:
-      ``LSTMParams`` with kernels [D, GH] and [P, GH].
-
-    Raises:
-      ValueError: as ``init_lstm``.
-    """
-    checks.positive_int("input_size", input_size)
-    checks.positive_int("hidden_size", hidden_size)
-    if proj_size is not None:
-        checks.positive_int("proj_size", proj_size)
-    checks.flag("peephole", peephole)
-    checks.one_of("init", init, INITS)
-    checks.weights_dtype(dtype)
-    of_kernels, of_peephole, of_proj = jax.random.split(key, 3)
-    of_bias = jax.random.fold_in(key, 3)
-    sizes = input_size, proj_size or hidden_size, hidden_size
-    w_x, w_h = gated_kernels(init, of_kernels, *sizes, len(blocks), dtype)
-    b = gated_biases(init, of_bias, hidden_size, blocks, forget_bias, dtype)
-    weights = None
-    if peephole:
-        limit = (3 / hidden_size) ** 0.5 if init == "tf1" else 0.0
-        weights = uniform(limit)(of_peephole, (peepholes, hidden_size), dtype)
-    law = uniform(hidden_size**-0.5) if init == "torch" else glorot
-    w_proj = law(of_proj, (hidden_size, proj_size), dtype) if proj_size else None
-    return LSTMParams(w_x, w_h, b, weights, w_proj)
-
-
-def check_cell(
-    params: LSTMParams,
-    name: str,
-    x: jax.Array,
-    cell_clip: Any,
-    proj_clip: Any,
-    *,
-    gates: int = 4,
-    peepholes: int = 3,
-    kind: type = LSTMParams,
-) -> checks.Dtypes:
-    """Checks weights against each other and against inputs [..., D]; returns the two dtypes."""
-    if not isinstance(params, kind):
-        raise ValueError(f"params: got {type(params).__name__}, expected {kind.__name__}")
-    checks.shape("params.w_h", params.w_h, ("P", f"{gates}H"))
-    proj, width = params.w_h.shape
-    if width % gates:
-        raise ValueError(f"params.w_h: got shape {[proj, width]}, expected [P, {gates}H]")
-    hidden = width // gates
-    checks.shape("params.w_x", params.w_x, ("D", width))
-    checks.shape("params.b", params.b, (width,))
-    if params.peephole is not None:
-        checks.shape("params.peephole", params.peephole, (peepholes, hidden))
-    if params.w_proj is not None:
-        checks.shape("params.w_proj", params.w_proj, (hidden, proj))
-    elif proj != hidden:
-        raise ValueError(
-            f"params.w_h: got shape {[proj, width]}, expected [{hidden}, {width}] "
-            f"([H, {gates}H]) without w_proj"
-        )
-    elif proj_clip is not None:
-        raise ValueError(f"proj_clip: got {proj_clip!r}, expected None without params.w_proj")
-    checks.positive("cell_clip", cell_clip)
-    checks.positive("proj_clip", proj_clip)
-    return checks.layer_inputs(name, x, params)
+    drawn = draw_cell(key, input_size, hidden_size, blocks, **options, init=init, dtype=dtype)
+    return LSTMParams(*drawn)

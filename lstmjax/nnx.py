@@ -53,8 +53,7 @@ class RNN(nnx.Module):
       time_major: inputs and outputs are [T, *batch, ·] instead of [*batch, T, ·].
       return_carry: return ``(carry, outputs)`` instead of the outputs alone.
       reverse: run from the last valid step to the first.
-      keep_order: with ``reverse``, outputs stand beside their inputs instead of in the order of
-        running.
+      keep_order: with ``reverse``, outputs stand beside their inputs, not in the order of running.
       unroll: steps written out in one iteration of the scan, >= 1.
       method: as in ``lstm``; None for its default.
       rngs: where a ``carry_init`` draws from: True for a stream of key 0, False for none, or
@@ -114,8 +113,7 @@ class RNN(nnx.Module):
           rngs: used instead of the layer's own, and advanced as Flax advances it.
           mask: [*batch, T] ([T, *batch]), non-zero at valid steps. With ``seq_lengths`` as well, a
             step is valid where both say so.
-          resets: [*batch, T] ([T, *batch]), non-zero where the carry is set to zero before the
-            step.
+          resets: shaped as ``mask``, non-zero where the carry is set to zero before the step.
           return_carry, time_major, reverse, keep_order, method, unroll: override the layer's.
 
         Returns:
@@ -207,8 +205,7 @@ class Bidirectional(nnx.Module):
         outputs[t] = merge_fn(→h_t, ←h_t)
 
     Args:
-      forward_rnn, backward_rnn: two ``RNN``s; their own ``reverse`` and ``keep_order`` are not
-        looked at.
+      forward_rnn, backward_rnn: two ``RNN``s, whose own ``reverse`` and ``keep_order`` are unused.
       merge_fn: ``merge_fn(forward, backward)`` of the two outputs.
       time_major, return_carry: defaults of the call's.
       rngs: as in ``RNN``, for both directions.
@@ -254,8 +251,7 @@ class Bidirectional(nnx.Module):
         Args:
           inputs, seq_lengths, return_carry, time_major, rngs, mask, method, unroll: as in ``RNN``.
           initial_carry: ``(forward, backward)`` of two carries ``(c, h)``, or None.
-          resets: as in ``RNN``; marks where a new sequence begins, and both directions are cut
-            there.
+          resets: as in ``RNN``: a new sequence begins there, and both directions are cut.
 
         Returns:
           The merged outputs, or ``((forward carry, backward carry), outputs)``.

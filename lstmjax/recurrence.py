@@ -300,7 +300,7 @@ def bidirectional(
     if resets is not None:
         checks.shape("xs", xs, ("T", "B", "D"))
         steps, batch = xs.shape[:2]
-        back = _resets_backward(
+        back = resets_backward(
             checks.reset_steps(steps, batch, resets),
             checks.valid_steps(steps, batch, mask, lengths),
         )
@@ -314,7 +314,7 @@ def bidirectional(
     return Bidirectional(forward, backward), jnp.concatenate([hs_forward, hs_backward], axis=-1)
 
 
-def _resets_backward(resets: jax.Array, valid: jax.Array | None) -> jax.Array:
+def resets_backward(resets: jax.Array, valid: jax.Array | None) -> jax.Array:
     """[T, B] resets for the backward direction, cutting the sequence at the same places.
 
     A sequence that begins at step t ends, seen from behind, before the valid step that comes

@@ -29,9 +29,10 @@ from jax.numpy import tanh
 
 from lstmjax import checks
 from lstmjax.cells import functions, linear, variant
+from lstmjax.gated import clipped, peep
 from lstmjax.gru import GRUParams, GRUState
 from lstmjax.initializers import gated_kernels
-from lstmjax.lstm import LSTMParams, LSTMState, clipped, init_lstm, lstm, peep
+from lstmjax.lstm import LSTMParams, LSTMState, init_lstm, lstm
 from lstmjax.recurrence import product
 from lstmjax.rnn import RNNParams, RNNState
 
@@ -284,10 +285,7 @@ def _rows(v: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def _with_gains(key: jax.Array, params: LSTMParams, init: str) -> LayerNormParams:
-    of_x, of_h = (
-        jnp.ones_like(params.b),
-        jnp.ones_like(params.b),
-    )  # two: one cannot be donated twice
+    of_x, of_h = (jnp.ones_like(params.b) for _ in range(2))  # one could not be donated twice
     of_c = of_x[: params.b.shape[0] // 4]
     return LayerNormParams(*params, of_x, of_h, of_c, jnp.zeros_like(of_c))
 

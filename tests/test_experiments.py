@@ -26,9 +26,9 @@ TINY = {
     "--validation-size 0 --test-every-epoch --hidden-size 8",
     "mnist": "mnist --data offline --limit 70 --epochs 2 --batch-size 16 --hidden-size 8",
     "imdb variant": "imdb --data offline --limit 70 --epochs 2 --batch-size 32 --hidden-size 8 "
-    "--cell layer_norm --init torch --forget-bias chrono:80 --learned-state --recurrent-dropout 0.2 "
-    "--weight-drop 0.1 --zoneout 0.1 --locked-dropout 0.1 --embedding-dropout 0.1 "
-    "--word-dropout 0.1",
+    "--num-layers 1 --cell layer_norm --init torch --forget-bias chrono:80 --learned-state "
+    "--recurrent-dropout 0.2 --weight-drop 0.1 --zoneout 0.1 --locked-dropout 0.1 "
+    "--embedding-dropout 0.1 --word-dropout 0.1",
     "mnist variant": "mnist --data offline --limit 70 --epochs 2 --batch-size 16 --hidden-size 8 "
     "--cell refine --forget-bias uniform_gate --zoneout 0.1 --weight-drop 0.1",
     "mnist tf1": "mnist --preset tf1 --data offline --limit 70 --epochs 2 --hidden-size 8",

@@ -1,5 +1,6 @@
 """Keras's files: the committed ones against what Keras had in memory; what is refused."""
 
+import json
 import sys
 import zipfile
 from pathlib import Path
@@ -166,7 +167,9 @@ def test_counted_names_stand_in_the_order_of_their_numbers(tmp_path):
         counted(file, "optimizer/cell", kernels(9, 2))
     weights = interop.load_keras_file(tmp_path / "a.weights.h5").weights
     assert list(weights) == ["lstm", *(f"lstm_{k}" for k in range(1, 12))]
-    assert len(interop.load_stack("keras", weights)) == 12
+    for k, params in enumerate(interop.load_stack("keras", weights)):
+        want = kernels(3 if k == 0 else 2, 2)["kernel:0"].astype(np.float32)
+        np.testing.assert_array_equal(params.w_x, want)
 
 
 def test_bfloat16(tmp_path):
@@ -178,24 +181,43 @@ def test_bfloat16(tmp_path):
     np.testing.assert_array_equal(np.asarray(params.w_x), want)
 
 
-def test_models_of_a_class_of_their_own_keep_what_the_configuration_lacks(tmp_path):
-    with h5py.File(tmp_path / "model.weights.h5", "w") as file:
-        counted(file, "layers/lstm/cell", kernels(3, 2))
-        counted(file, "decoder/cell", kernels(2, 4))
-    for config, names in (
-        ('{"class_name": "Mine", "config": {}}', ["decoder", "lstm"]),
-        (
-            '{"class_name": "Mine", "config": {"layers": [{"class_name": "m>LSTM", "config": '
-            '{"name": "encoder", "activation": "relu"}}]}}',
-            ["encoder", "decoder"],
-        ),
-    ):
-        with zipfile.ZipFile(tmp_path / "a.keras", "w") as archive:
-            archive.writestr("config.json", config)
-            archive.write(tmp_path / "model.weights.h5", "model.weights.h5")
-        file = interop.load_keras_file(tmp_path / "a.keras")
-        assert list(file.weights) == names
-        assert file.settings.get("encoder", {}).get("activation") in (None, "relu")
+def archive(path, config, weights):
+    """A .keras file of this configuration and these cells: path → weights."""
+    with h5py.File(path.with_suffix(".h5"), "w") as file:
+        for name, arrays in weights.items():
+            counted(file, f"{name}/cell", arrays)
+    with zipfile.ZipFile(path, "w") as members:
+        members.writestr("config.json", json.dumps(config))
+        members.write(path.with_suffix(".h5"), "model.weights.h5")
+    return interop.load_keras_file(path)
+
+
+def test_the_configuration_names_and_orders_the_layers(tmp_path):
+    layers = [
+        {"class_name": kind, "config": {"name": name, "activation": activation}}
+        for kind, name, activation in (
+            ("LSTM", "z", "relu"),
+            ("Dense", "d", "relu"),
+            ("my_package>LSTM", "a", "tanh"),
+            ("MyLSTM2Layer", "b", "elu"),
+        )
+    ]
+    stored = {
+        "layers/lstm": kernels(3, 2, seed=1),
+        "layers/lstm_1": kernels(2, 2, seed=2),
+        "layers/my_lstm2_layer": kernels(2, 2, seed=3),
+        "decoder": kernels(2, 2, seed=4),  # a model of a class of its own has such, too
+    }
+    file = archive(tmp_path / "a.keras", {"config": {"layers": layers}}, stored)
+    assert list(file.weights) == ["z", "a", "b", "decoder"]
+    for k, got in enumerate(file.weights.values()):
+        want = kernels(3 if k == 0 else 2, 2, seed=k + 1)
+        np.testing.assert_array_equal(got["kernel"], want["kernel:0"])
+    activations = {name: layer["activation"] for name, layer in file.settings.items()}
+    assert activations == {"z": "relu", "a": "tanh", "b": "elu"}
+    file = archive(tmp_path / "b.keras", {"class_name": "Mine", "config": {}}, stored)
+    assert list(file.weights) == ["decoder", "lstm", "lstm_1", "my_lstm2_layer"]
+    assert file.settings == {}
 
 
 # --- what is refused -----------------------------------------------------------------------------

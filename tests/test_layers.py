@@ -13,14 +13,17 @@ PACKAGE = ROOT / "lstmjax"
 LAYERS = (
     {"results", "scores"},
     {"checkpoint", "cli", "tables"},
-    {"data", "diagnostics", "linen", "models", "nnx", "parallel", "plots", "records"},
+    {"data", "diagnostics", "models", "nnx", "parallel", "plots", "records"},
+    {"linen"},
     {"train"},
     {"interop", "losses", "optim", "provenance", "schema"},
-    {"variants"},
+    {"keras_files", "layouts", "variants"},
+    {"cells"},
     {"gru", "lstm", "rnn"},
+    {"gated"},
     {"bptt", "fused"},
     {"recurrence"},
-    {"dropout", "initializers"},
+    {"dropout", "initializers", "weight_trees"},
     {"checks"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -161,6 +161,12 @@ def test_loaded_layer_computes_the_frameworks_own_formula(case, x64, values_and_
     oracle.assert_close(tuple(gradients[name] for name in weights), want, 1e-12)
 
 
+@pytest.mark.parametrize("case", ["keras", "keras_no_bias", "keras1"])
+def test_keras_get_weights_lists_what_the_names_say(case):
+    weights = drawn(FORMULAS[case][2])  # KERAS1 stands in the order of Keras 1's lists: i, c, f, o
+    assert_equal(interop.load("keras", list(weights.values())), interop.load("keras", weights))
+
+
 def test_tf1_without_bias_is_the_sources_own_cell(x64):
     kernel = drawn({"kernel": (D + H, 4 * H)})["kernel"]
     xs = np.random.default_rng(2).normal(size=(T, D))

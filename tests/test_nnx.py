@@ -49,7 +49,8 @@ def by_gate(made):
     """``LSTMParams`` of NumPy from an ``nnx.LSTMCell``, written out."""
     of_x, of_h = (made.ii, made.if_, made.ig, made.io), (made.hi, made.hf, made.hg, made.ho)
     kernels = (np.concatenate([d.kernel[...] for d in side], -1) for side in (of_x, of_h))
-    return LSTMParams(*kernels, np.concatenate([d.bias[...] for d in of_h]))
+    b = np.concatenate([d.bias[...] for d in of_h])
+    return LSTMParams(*(np.asarray(a, np.float64) for a in (*kernels, b)))
 
 
 # --- the same state ------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ def test_a_model_has_flax_s_state_and_loads_it(kind):
 @pytest.mark.parametrize("kind", [0, 1])
 def test_lstm_makes_the_cell_that_flax_makes(kind):
     """Options of the cell and default laws; the keys are those of the same Rngs."""
-    options = {"kernel_init": marking(5), "param_dtype": jnp.bfloat16}
+    options = INITS | {"param_dtype": jnp.bfloat16}
     for how in ({}, options):
         ours = nnx.LSTM(D, 2, optimized=kind == 0, rngs=flax_nnx.Rngs(3), **how)
         flax = flax_nnx.RNN(KINDS[kind](D, 2, rngs=flax_nnx.Rngs(3), **how))
@@ -190,14 +191,27 @@ def test_bidirectional_cuts_both_directions_at_resets(x64):
     assert np.all(together[1][np.array([2, 6])] == 0)
 
 
-def test_low_precision_has_flax_s_dtypes():
-    made = cell(dtype=jnp.bfloat16)
-    ours, flax = (api.RNN(made, return_carry=True) for api in APIS)
-    got = ours(f32(INPUTS))
+LOW = [("float32", "bfloat16"), ("bfloat16", None), ("float16", None)]
+
+
+@pytest.mark.parametrize("param_dtype, dtype", LOW)
+def test_low_precision_has_flax_s_dtypes(param_dtype, dtype):
+    """Equal to rounding; and no further from the truth, because gates and c stay in float32."""
+    made = cell(1, param_dtype=jnp.dtype(param_dtype), dtype=dtype and jnp.dtype(dtype))
+    ours, flax = (api.RNN(made, return_carry=True, rngs=False) for api in APIS)
+    inputs, rngs = jnp.asarray(INPUTS, param_dtype), flax_nnx.Rngs(0)
+    ours = lean(ours)(inputs)
     with jax.numpy_dtype_promotion("standard"):  # Flax's cell mixes dtypes
-        assert_same(got, flax(f32(INPUTS)), 0.03)
-    exact = nnx.RNN(cell(), return_carry=True)(f32(INPUTS))
-    assert 1e-4 < np.abs(got[1] - exact[1]).max() < 0.03  # it was computed in bfloat16
+        flax = flax(inputs, rngs=rngs)
+    assert [a.dtype for a in jax.tree.leaves(ours)] == [a.dtype for a in jax.tree.leaves(flax)]
+    xs, zeros = np.swapaxes(np.asarray(inputs, np.float64), 0, 1), np.zeros((B, H))
+    _, truth = oracle.lstm(by_gate(made), xs, (zeros, zeros))
+    error, flax_error = (
+        np.abs(np.asarray(outputs, np.float64) - np.swapaxes(truth, 0, 1)).max()
+        for _, outputs in (ours, flax)
+    )
+    eps = jnp.finfo(dtype or param_dtype).eps
+    assert eps / 20 < error <= flax_error < 4 * eps
 
 
 # --- transformations, random streams, training ---------------------------------------------------
@@ -241,6 +255,7 @@ def test_a_call_changes_nothing():
     assert jax.tree.all(jax.tree.map(np.array_equal, before, after))
     assert int(ours.rngs.count[...]) == 0
     assert_same(jax.jit(lambda x: ours(x))(inputs), ours(inputs), 1e-6)
+    assert_same(ours(inputs, initial_carry=CARRY), ours(inputs, initial_carry=f32(CARRY)), 0)
     with pytest.raises(Exception, match="trace level"):
         jax.jit(lambda x: flax(x))(inputs)
 
@@ -274,7 +289,8 @@ def test_given_rngs_are_advanced_as_flax_advances_them():
 
 def test_training_is_the_same_training():
     rng = np.random.default_rng(6)
-    words, tags = rng.integers(0, 11, (B, T)), rng.integers(0, 2, (B, T))
+    words = rng.integers(0, 11, (B, T))
+    tags = words % 2
     valid = np.arange(T)[None, :] < LENGTHS[:, None]
     start = drawn(flax_nnx.state(Tagger(nnx, 0, flax_nnx.Rngs(0)), flax_nnx.Param))
 
@@ -297,7 +313,7 @@ def test_training_is_the_same_training():
 
     ours, flax = map(losses, APIS)
     np.testing.assert_allclose(ours, flax, rtol=1e-6, atol=1e-6)
-    assert ours[-1] < 0.8 * ours[0]
+    assert ours[-1] < 0.97 * ours[0]
 
 
 # --- errors --------------------------------------------------------------------------------------

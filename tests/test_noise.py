@@ -147,7 +147,7 @@ def test_dropout_is_not_there_at_evaluation(name, x64):
     assert np.abs(layer(params, xs, state, noise=drawn)[1] - plain[1]).max() > 0.1
 
 
-METHODS = [{"method": "scan"}, {"unroll": 2}, {"unroll": 7}, {"method": "unrolled"}]
+METHODS = [{"method": "scan"}, {"unroll": 2}, {"method": "unrolled"}]
 
 
 def test_every_method_drops_the_same(x64):
@@ -156,7 +156,8 @@ def test_every_method_drops_the_same(x64):
 
     def run(seed=37, **how):
         noise = draw(jax.random.key(seed), params, xs)  # the same key, again for every method
-        return layer(params, xs, state, noise=noise, **options, **how)
+        one_layer = functools.partial(layer, **options, **how)
+        return jax.jit(one_layer, **FAST)(params, xs, state, noise=noise)
 
     expected, *others = (run(**how) for how in METHODS)
     for other in others:

@@ -205,6 +205,28 @@ def test_reset_to_may_be_the_same_on_all_devices(x64):
     oracle.assert_close(jax.jit(mapped)(xs, resets), expected, 1e-12)
 
 
+@pytest.mark.parametrize("kind", ["noise", "reset_to"])
+def test_devices_may_differ_in_nothing_else(kind, x64):
+    """The same inputs on every device, and of noise, or of states to reset to, a row each."""
+    layer, _, params, xs, _, _ = problem("lstm", T, B, D)
+    xs = np.repeat(xs[:, :1], B, axis=1)
+    resets = holes_and_resets()[1][:T, [0] * B]
+    fresh = problem("lstm", T, B, D, seed=61).state
+    zoneout = np.random.default_rng(47).random((T, *fresh.h.shape)) < 0.5
+    given, spec = {
+        "noise": (Noise(zoneout_h=zoneout), parallel.BATCHES),
+        "reset_to": (fresh, parallel.SPLIT),
+    }[kind]
+
+    def local(given):
+        return layer(params, xs[:, :1], resets=resets[:, :1], **{kind: given})[1]
+
+    mesh = parallel.mesh(jax.devices()[:4])
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(spec,), out_specs=parallel.BATCHES)
+    expected = layer(params, xs, resets=resets, **{kind: given})[1]
+    oracle.assert_close(jax.jit(mapped)(given), expected, 1e-12)
+
+
 # --- errors --------------------------------------------------------------------------------------
 
 SMALL = problem("lstm", T, B, D)

@@ -497,6 +497,61 @@ def test_check_tells_and_changes_nothing(benchmark_folder, monkeypatch):
         results.table(results.Table())
 
 
+def write_parity(folder, name="parity", **changes):
+    errors = {"float64_value": 3.14e-16, "float64_gradient": 2e-15, "float32_value": 1.5e-7,
+              "float32_gradient": 2.5e-6}  # fmt: skip
+    steps = {"torch_float64_train": 4.5e-16, "torch_float32_train": 9.5e-6}
+    metrics = {f"{f}_{key}": value for f in ("cudnn", "torch") for key, value in errors.items()}
+    versions = {"cudnn": {"jax": "0.10.2"}, "torch": {"python": "3.11.7", "torch": "2.13.0+cpu"}}
+    record = {
+        "experiment": "parity", "version": "0.1.0", "date": "2026-01-02",
+        "command": "python experiments/parity.py --out runs/a",
+        "config": {"vectors": {f: {"seed": 1997, "versions": v} for f, v in versions.items()}},
+        "dataset": {"name": "golden vectors", "source": "generated", "sha256": SHA},
+        "metrics": {"cudnn_cases": 4, "torch_cases": 17, **metrics, **steps},
+        "seconds": SECONDS, "params_sha256": SHA, "environment": ENVIRONMENT, "seed": 1997,
+    }  # fmt: skip
+    (folder / f"{name}.json").write_text(json.dumps(record | changes))
+
+
+def test_parity_is_a_line_for_each_framework(benchmark_folder, monkeypatch, capsys):
+    monkeypatch.chdir(benchmark_folder)
+    folder = Path("experiments/results")
+    results.table(results.Table())
+    before = Path("BENCHMARKS.md").read_text()
+    assert "parity" not in before
+    write_parity(folder)
+    with pytest.raises(RunError, match="BENCHMARKS.md is not what the records say"):
+        results.table(results.Table(check=True))
+    results.table(results.Table())
+    results.table(results.Table(check=True))
+    text = Path("BENCHMARKS.md").read_text()
+    assert text.startswith(before) and "parity" not in Path("README.md").read_text()
+    lines = text.removeprefix(before).splitlines()
+    assert lines[1].startswith("## parity: ") and lines[4:] == [
+        "",
+        "| vectors | made with | cases | float64 values | float64 gradients | float64 20 steps | "
+        "float32 values | float32 gradients | float32 20 steps |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| cudnn | jax 0.10.2 | 4 | 3.1e-16 | 2.0e-15 | – | 1.5e-07 | 2.5e-06 | – |",
+        "| torch | python 3.11.7, torch 2.13.0+cpu | 17 | 3.1e-16 | 2.0e-15 | 4.5e-16 | 1.5e-07 | "
+        "2.5e-06 | 9.5e-06 |",
+        "",
+        "- **lstmjax**: `python experiments/parity.py` with seeds 1997",
+        "  - on Processor X, 2 devices, 2 cores; python 3.11.7, jax 0.10.2; commit 1234567890; "
+        "data sha256 0123456789ab",
+        "  - records: `parity.json`",
+    ]
+    assert "note: parity" not in capsys.readouterr().err
+    write_parity(folder, "parity-b", environment=ENVIRONMENT | {"device": "Accelerator Z"})
+    results.table(results.Table())
+    text = Path("BENCHMARKS.md").read_text()
+    assert text.count("| torch |") == 2 and "on Accelerator Z" in text  # a table for each record
+    write_parity(folder, config={})
+    with pytest.raises(RunError, match="parity.json: config.vectors is missing"):
+        results.table(results.Table())
+
+
 def test_only_runs_that_differ_in_their_seed_are_averaged(benchmark_folder):
     folder = benchmark_folder / "experiments" / "results"
     assert [len(g.records) for g in tables.load_groups(folder)] == [3, 1]
