@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import oracle
 from oracle import sigmoid
-from problems import problem
+from problems import QUICK, problem
 
 from lstmjax import recurrent_noise
 
@@ -16,7 +16,7 @@ DROPOUTS = {"input_dropout": 0.3, "recurrent_dropout": 0.4, "state_dropout": 0.2
 ZONEOUTS = {"zoneout_h": 0.35, "zoneout_c": 0.6}
 
 # Random numbers take long to compile, and need no optimising.
-FAST = {"compiler_options": {"xla_backend_optimization_level": 0}}
+FAST = {"compiler_options": QUICK}
 
 
 def cell_problem(name, steps=T, inputs=D, seed=60):

@@ -3,6 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import oracle
 
@@ -10,6 +11,11 @@ from lstmjax import GRUParams, GRUState, LSTMParams, LSTMState, RNNParams, RNNSt
 
 T, B, D, H, P = 7, 4, 3, 5, 2
 NAMES = ["lstm", "rnn", "gru"]
+
+# Compiler options: in most tests compiling takes nearly all the time, and running none.
+QUICK = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):  # later ones do not know it; it compiles three times as fast
+    QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 class Problem(NamedTuple):

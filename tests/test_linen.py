@@ -185,8 +185,7 @@ WAYS = [  # (cell, options, whether there are lengths)
 
 @pytest.mark.parametrize("kind, options, padded", WAYS)
 def test_values_and_gradients_are_flax_s(kind, options, padded, x64, values_and_gradients):
-    rng = np.random.default_rng(3)
-    options = dict(options)
+    rng, options = np.random.default_rng(3), dict(options)
     functions = {k: options.pop(k) for k in ("gate_fn", "activation_fn") if k in options}
     cell, lengths = KINDS[kind](H, param_dtype=float, **functions), LENGTHS if padded else None
     inputs, ends = INPUTS, LENGTHS if padded else np.full(B, T)

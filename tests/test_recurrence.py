@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from hypothesis import given, settings
-from problems import NAMES, B, T, holes_and_resets, problem
+from problems import NAMES, QUICK, B, T, holes_and_resets, problem
 
 SHORT = 5  # steps where many programs are compiled
 
@@ -156,7 +156,7 @@ def compiled_gradients(name, reverse):
         return oracle.weighted_sum(weights, outputs), outputs
 
     differentiated = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
-    return jax.jit(differentiated, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(differentiated, compiler_options=QUICK)
 
 
 def trimmed(name, reverse, valid):

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import oracle
 import variants_oracle as slow
+from problems import QUICK
 
 from lstmjax import LSTMParams, LSTMState, variants
 from lstmjax.dropout import Noise
@@ -21,11 +22,6 @@ STEPS = {name: getattr(variants, f"{name}_step", None) for name in OWN} | {
     "keras1": variants.activations_step("hard_sigmoid_keras1"),
     "mixed": variants.activations_step(**MIXED),
 }
-
-# Compiling takes nearly all the time here, and running none.
-QUICK = {"xla_backend_optimization_level": 0}
-if jax.__version_info__ < (0, 11):  # later ones do not know it; it compiles three times as fast
-    QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 def run(function, *arguments, **options):
