@@ -5,6 +5,7 @@ step: Adam's ε is added before the bias correction of the second moment, and ``
 bounds every tensor by itself.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -100,7 +101,7 @@ def tf_adam(
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, updates)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g), state.nu, updates)
         t = count.astype(jnp.result_type(float))  # 64 bits where they are switched on
-        factor = jnp.sqrt(1 - b2**t) / (1 - b1**t)
+        factor = jnp.sqrt(_one_minus_power(b2, t)) / _one_minus_power(b1, t)
 
         def scaled(m, v):
             return factor.astype(m.dtype) * m / (jnp.sqrt(v) + eps)
@@ -109,6 +110,11 @@ def tf_adam(
 
     adam = optax.GradientTransformation(init, update)
     return optax.chain(adam, optax.scale_by_learning_rate(learning_rate))
+
+
+def _one_minus_power(b: float, t: jax.Array) -> jax.Array:
+    """1 − bᵗ; the difference itself would lose four of float32's seven digits at b = 0.999."""
+    return -jnp.expm1(t * math.log(b)) if b > 0 else jnp.ones_like(t)
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
