@@ -71,6 +71,13 @@ def uniform(limit: float) -> Any:
     return keras.initializers.RandomUniform(-limit, limit)
 
 
+def keras1_gate(z: Any) -> Any:
+    """Keras 1's hard sigmoid, of the first Keras in TensorFlow too; Keras 3's has other slopes."""
+    import keras
+
+    return keras.ops.clip(0.2 * z + 0.5, 0.0, 1.0)
+
+
 def tf1_laws(input_size: int, hidden_size: int) -> dict[str, Any]:
     """TensorFlow 1 draws [w_x; w_h] as one glorot matrix, [D + H, 4H]."""
     limit = math.sqrt(6 / (input_size + hidden_size + 4 * hidden_size))
@@ -94,7 +101,8 @@ def sin_model(row: str) -> Any:
     else:  # Keras 1.2 draws each gate's blocks [1, 20] and [20, 20] on their own
         kernel, recurrent = uniform(math.sqrt(6 / 21)), uniform(math.sqrt(6 / 40))
         laws = {}
-        first = [stateful(20, kernel_initializer=kernel, recurrent_initializer=recurrent)]
+        drawn = dict(kernel_initializer=kernel, recurrent_initializer=recurrent)
+        first = [stateful(20, recurrent_activation=keras1_gate, **drawn)]
     window = keras.Input(batch_shape=(50, 20, 1))
     return keras.Sequential([window, *first, keras.layers.Dense(1, **laws)])
 
@@ -146,11 +154,11 @@ def learn_sin(config: Config, clock: Clock, *, updates: int, scale: float, twice
 
 
 def forecast_layer(row: str) -> Any:
-    """A linear RNN(64) without bias, all weights from U(±0.05), or Keras's LSTM(128)."""
+    """A linear RNN(64) without bias, all weights from U(±0.05), or LSTM(128) with hard gates."""
     import keras
 
     if row == "forecast-lstm":
-        return keras.layers.LSTM(128, return_state=True)
+        return keras.layers.LSTM(128, recurrent_activation=keras1_gate, return_state=True)
     laws = dict(kernel_initializer=uniform(0.05), recurrent_initializer=uniform(0.05))
     return keras.layers.SimpleRNN(64, "linear", use_bias=False, return_state=True, **laws)
 

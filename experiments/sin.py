@@ -10,10 +10,10 @@ little to tell at its first step whether the cosine is rising or falling; the ca
 
 The preset tf1 is a published TensorFlow 1 tutorial: a dense layer of 10, an LSTM of 10, a dense
 layer, Adam at 0.006, its loss the squared errors of a window summed (20 times the MSE). The preset
-keras is a Keras 1 tutorial: an LSTM of 20 and a dense layer. Its logistic gates stand in for
-Keras 1's piecewise linear ones. That tutorial calls ``predict`` after every update, which in Keras
-advances the hidden state over the same window a second time; ``--advance-twice`` trains a second
-model like that and draws both curves. Expect an MSE near 0.002 from update 300 on.
+keras is a Keras 1 tutorial: an LSTM of 20 with Keras 1's piecewise linear gates (the cell keras1)
+and a dense layer. That tutorial calls ``predict`` after every update, which in Keras advances the
+hidden state over the same window a second time; ``--advance-twice`` trains a second model like that
+and draws both curves. Expect an MSE near 0.002 from update 300 on.
 """
 
 import dataclasses
@@ -26,21 +26,23 @@ from tqdm import tqdm
 
 from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
 from lstmjax.data import sin
-from lstmjax.lstm import LSTMState
-from lstmjax.models import SequenceModel, glorot, zeros
+from lstmjax.models import Cell, Init, SequenceModel, glorot, zeros
 from lstmjax.records import Run, matching_row, params_sha256
+from lstmjax.variants import VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     preset: Literal["tf1", "keras"] = "tf1"
     """Where the defaults come from."""
+    cell: Cell = "lstm"
+    """The recurrent cell; keras1 is the LSTM with the gates of Keras 1."""
     hidden_size: int = 10
-    """Units of the LSTM."""
+    """Units of the recurrent layer."""
     input_size: int | None = 10
     """Size of a dense layer before the LSTM; None for no such layer."""
-    init: Literal["tf1", "keras1", "keras", "lstmjax"] = "tf1"
-    """Initial law of the LSTM."""
+    init: Init = "tf1"
+    """Initial law of the recurrent layer."""
     dense_init: Literal["normal", "glorot"] = "normal"
     """Initial law of the dense layers: N(0, 1) with biases of 0.1, or glorot with biases of 0."""
     loss: Literal["sum", "mean"] = "sum"
@@ -77,6 +79,7 @@ PRESETS = {
     "tf1": Config(),
     "keras": Config(
         preset="keras",
+        cell="keras1",
         hidden_size=20,
         input_size=None,
         init="keras1",
@@ -99,12 +102,14 @@ def check(config: Config) -> None:
     cli.check_counts(config, *sizes, "unroll", "devices")
     cli.check_counts(config, "seed", least=0)
     cli.check_positive(config, "learning_rate", "clip_norm")
+    fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
+    cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
 
 
 def make_model(config: Config) -> SequenceModel:
     dense_init, dense_bias = DENSE[config.dense_init]
     return SequenceModel(
-        cell="lstm",
+        cell=config.cell,
         hidden_size=config.hidden_size,
         output_size=1,
         every_step=True,
@@ -120,7 +125,7 @@ def make_model(config: Config) -> SequenceModel:
 
 
 def make_loss(model: SequenceModel, config: Config, twice: bool):
-    """``loss_fn(params, batch, key, carry)``; the carry is the LSTM's state [B, H]."""
+    """``loss_fn(params, batch, key, carry)``; the carry is the layer's state [B, H]."""
 
     def loss_fn(params, batch, key, carry):
         if twice:  # over the window before, once more, with the weights it has led to
@@ -150,8 +155,9 @@ def fit(config: Config, data: dict, devices: list, clock: train.Clock, twice: bo
     predict = jax.jit(lambda p, x, carry: model.apply({"params": p}, x, carry)[1])
 
     plan = train.plan_batches(np.arange(count * rows), rows, multiple=len(devices))
-    shape = (plan["rows"].shape[1], config.hidden_size)
-    carry = (LSTMState(jnp.zeros(shape), jnp.zeros(shape)),)
+    one = jax.eval_shape(lambda x: model.apply({"params": params}, x)[0], data["x"][0, :1])
+    width = plan["rows"].shape[1]
+    carry = jax.tree.map(lambda s: jnp.zeros((width, *s.shape[1:]), s.dtype), one)
     state = (
         parallel.place(train.init_state(params, tx, jax.random.key(0)), devices),
         parallel.place(carry, devices, parallel.SPLIT),
