@@ -244,7 +244,8 @@ def test_the_error_of_an_array():
     error, want = parity.error, np.array([[0.5, -4.0], [1.0, 3.0]])
     assert error(want, want) == 0
     assert error(want + [[0, 0.2], [0.1, 0]], want) == pytest.approx(0.05)
-    assert error(want / 8 + [[0, 0], [0.1, 0]], want / 8) == pytest.approx(0.1)
+    assert error(want / 8 + [[0, 0], [0.1, 0]], want / 8) == pytest.approx(0.2)
+    assert error(want * 0 + 0.1, want * 0) == pytest.approx(0.1)  # nothing to be relative to
     assert error(want * np.nan, want) == np.inf
     valid = np.array([[True], [False]])
     assert error(want, want, valid) == np.inf  # not zero where nothing is valid
