@@ -73,7 +73,7 @@ def load_keras_file(path: Any) -> KerasFile:
         import h5py
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "h5py: not installed, needed to read Keras files: pip install h5py (the extra keras-files)"
+            "h5py: not installed, needed to read Keras files (extra keras-files): pip install h5py"
         ) from error
     try:
         path = Path(path)

@@ -287,5 +287,5 @@ def test_files_damaged_anywhere_never_end_in_a_trace(tmp_path):
 
 def test_without_h5py_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lstmjax\[keras-files\]'$"):
+    with pytest.raises(ModuleNotFoundError, match=r"\(extra keras-files\): pip install h5py$"):
         interop.load_keras_file(FOLDER / "keras3.h5")
