@@ -50,7 +50,7 @@ class Config:
     """All 950 windows, or the tutorial's 949, which leave out the last one."""
     steps: int = 50
     """Values to forecast."""
-    method: Literal["scan", "unrolled"] = "scan"
+    method: Literal["fused", "scan", "unrolled"] = "fused"
     """How the recurrence runs."""
     unroll: int = 1
     """Steps written out in one iteration of the scan."""

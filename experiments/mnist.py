@@ -78,7 +78,7 @@ class Config:
     """Whether to score the test images after every epoch, as the tutorial does."""
     limit: int | None = None
     """Use only the first so many images of every split: a look, not a result."""
-    method: Literal["scan", "unrolled"] = "scan"
+    method: Literal["fused", "scan", "unrolled"] = "fused"
     """How the recurrence runs."""
     unroll: int = 1
     """Steps written out in one iteration of the scan."""

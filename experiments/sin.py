@@ -63,7 +63,7 @@ class Config:
     """Updates between two frames of the animation."""
     live: bool = False
     """Whether to show the fit in a window as it is learned."""
-    method: Literal["scan", "unrolled"] = "scan"
+    method: Literal["fused", "scan", "unrolled"] = "fused"
     """How the recurrence runs."""
     unroll: int = 1
     """Steps written out in one iteration of the scan."""

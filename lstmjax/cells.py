@@ -81,7 +81,7 @@ def _layer(name: str, step: Callable, sizes: dict[str, Any]) -> Callable:
         cell_clip: float | None = None,
         proj_clip: float | None = None,
         noise: Noise | None = None,
-        method: str = "scan",
+        method: str = "fused",
         unroll: int = 1,
     ) -> tuple[Any, jax.Array]:
         clips = {"cell_clip": cell_clip, "proj_clip": proj_clip}
@@ -89,7 +89,8 @@ def _layer(name: str, step: Callable, sizes: dict[str, Any]) -> Callable:
         how = {"reverse": reverse, "noise": noise, "method": method, "unroll": unroll}
         return run_cell(step, params, xs, state, clips, **sizes, **over_time, **how)
 
-    layer.__doc__ = f"A layer, with everything that ``lstm`` takes: ``{name}_step`` over time."
+    what = f"A layer, with everything that ``lstm`` takes: ``{name}_step`` over time"
+    layer.__doc__ = f'{what}; "fused" is "scan" here.'
     layer.__name__ = layer.__qualname__ = name
     return layer
 

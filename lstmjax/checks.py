@@ -180,7 +180,7 @@ def states(state: Any, kind: type, shapes: Sequence[Sequence[int]], name: str = 
         floating(f"{name}.{field}", array)
 
 
-METHODS = ("scan", "unrolled")
+METHODS = ("fused", "scan", "unrolled")
 
 
 def running(reverse: Any, method: Any, unroll: Any) -> None:

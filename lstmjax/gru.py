@@ -116,7 +116,7 @@ def gru(
     reset_to: GRUState | None = None,
     reverse: bool = False,
     noise: Noise | None = None,
-    method: str = "scan",
+    method: str = "fused",
     unroll: int = 1,
 ) -> tuple[GRUState, jax.Array]:
     """A layer: ``gru_step`` over time.
@@ -126,7 +126,8 @@ def gru(
       xs: [T, B, D] inputs, floating.
       state: ``GRUState(h [B, H])`` before the first step, or None for zeros.
       reset_after: as in ``gru_step``.
-      mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``lstm``.
+      mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``lstm``; "fused" is
+        "scan" here.
 
     Returns:
       ``(GRUState, hs [T, B, H])``, with the rules of ``lstm`` for invalid steps.

@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax.dropout import Noise
+from lstmjax.fused import fused
 from lstmjax.gated import clipped, draw_cell, emit, peep, preactivations, run_cell
 from lstmjax.initializers import GateBias
 
@@ -123,7 +124,7 @@ def lstm(
     cell_clip: float | None = None,
     proj_clip: float | None = None,
     noise: Noise | None = None,
-    method: str = "scan",
+    method: str = "fused",
     unroll: int = 1,
 ) -> tuple[LSTMState, jax.Array]:
     """A layer: ``lstm_step`` over time.
@@ -141,7 +142,9 @@ def lstm(
       reverse: run from the last step to the first; ``hs[t]`` still belongs to ``xs[t]``.
       cell_clip, proj_clip: as in ``lstm_step``.
       noise: masks of recurrent dropout and zoneout (``dropout.recurrent_noise``), or None.
-      method: "scan" or "unrolled" (see ``recurrence.recur``); the results are the same.
+      method: "fused" (a scan whose derivative is written by hand: fused.py; with ``noise`` it is
+        "scan"), "scan" (differentiated by JAX) or "unrolled" (a Python loop); the results are the
+        same.
       unroll: steps written out in one iteration of the scan.
 
     Returns:
@@ -156,7 +159,7 @@ def lstm(
     over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reset_to": reset_to}
     how = {"reverse": reverse, "noise": noise, "method": method, "unroll": unroll}
     kinds = {"kind": LSTMParams, "state_kind": LSTMState}
-    return run_cell(lstm_step, params, xs, state, clips, **kinds, **over_time, **how)
+    return run_cell(lstm_step, params, xs, state, clips, by_hand=fused, **kinds, **over_time, **how)
 
 
 def init_lstm(

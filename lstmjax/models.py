@@ -91,7 +91,7 @@ class Recurrent(nn.Module):
         ``variants.VARIANTS``.
       hidden_size: H.
       cell_init: the cell's initial law, as ``init`` of ``init_lstm``, ``init_gru``, ``init_rnn``.
-      method: "scan" or "unrolled".
+      method: "fused", "scan" or "unrolled", as in ``lstm``.
       unroll: steps written out in one iteration of the scan.
       forget_bias: as in ``init_lstm``; None with a GRU or an RNN.
       recurrent_dropout: rate of masks on h_{t-1}, one for each gate, the same at all steps.
@@ -103,7 +103,7 @@ class Recurrent(nn.Module):
     cell: str
     hidden_size: int
     cell_init: str = "lstmjax"
-    method: str = "scan"
+    method: str = "fused"
     unroll: int = 1
     forget_bias: float | GateBias | None = None
     recurrent_dropout: float = 0.0
@@ -180,7 +180,7 @@ class SequenceModel(nn.Module):
     input_bias: Callable = zeros
     head_init: Callable = glorot
     head_bias: Callable = zeros
-    method: str = "scan"
+    method: str = "fused"
     unroll: int = 1
     forget_bias: float | GateBias | None = None
     recurrent_dropout: float = 0.0

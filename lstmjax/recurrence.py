@@ -64,7 +64,8 @@ def recur(
       noise: masks of recurrent dropout and zoneout, or None. With masks per gate, ``step`` is
         called with ``x_mask`` and ``h_mask`` too.
       method: "scan" (``jax.lax.scan``, differentiated by JAX) or "unrolled" (a Python loop that
-        writes out all T steps, which compiles slowly and shows what the loop costs).
+        writes out all T steps, which compiles slowly and shows what the loop costs). "fused" is
+        "scan" here: a derivative by hand is the cell's own matter.
       unroll: steps written out in one iteration of the scan, >= 1; "unrolled" writes out all.
 
     Returns:
@@ -105,7 +106,7 @@ def recur(
         return _select(valid_t, new, state), h_t
 
     inputs = (xs, valid, reset, None if noise is None else over_time(noise))
-    if method == "scan":
+    if method != "unrolled":
         return jax.lax.scan(body, state, inputs, reverse=reverse, unroll=min(unroll, steps) or 1)
     return _unrolled(body, state, inputs, steps, reverse)
 
@@ -157,6 +158,7 @@ def recur_compiled(
     noise: Noise | None = None,
     traced: dict[str, Any] | None = None,
     static: tuple[tuple[str, Any], ...] = (),
+    by_hand: Callable | None = None,
 ) -> tuple[Any, jax.Array]:
     """``recur`` of a cell, as one compiled program even where the caller does not compile.
 
@@ -165,6 +167,8 @@ def recur_compiled(
       params: the cell's weights.
       traced: options of ``step`` that are numbers or None.
       static: options of ``step`` that choose the program, as (name, value) pairs.
+      by_hand: ``by_hand(params, state, xs, **arrays, reverse, unroll, **traced)``, the same
+        recurrence with a derivative of its own, for ``method="fused"`` without noise.
       state, xs, mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``recur``.
 
     Returns:
@@ -180,12 +184,26 @@ def recur_compiled(
     if noise is not None:
         check_noise(noise, xs, state)
     arrays = {"mask": valid, "resets": reset, "reset_to": reset_to, "noise": noise}
+    if method == "fused" and by_hand is not None and noise is None:
+        del arrays["noise"]
+        return _compiled_by_hand(
+            by_hand, params, state, xs, arrays, traced or {}, reverse, int(unroll)
+        )
     return _compiled(
         step, params, state, xs, arrays, traced or {}, static, reverse, method, int(unroll)
     )
 
 
-@partial(jax.jit, static_argnums=(0, 6, 7, 8, 9))
+# inline: within a caller's jit this is no call of its own, which would stand in XLA's way.
+_jit = partial(jax.jit, inline=True)
+
+
+@partial(_jit, static_argnums=(0, 6, 7))
+def _compiled_by_hand(by_hand, params, state, xs, arrays, traced, reverse, unroll):
+    return by_hand(params, state, xs, **arrays, **traced, reverse=reverse, unroll=unroll)
+
+
+@partial(_jit, static_argnums=(0, 6, 7, 8, 9))
 def _compiled(step, params, state, xs, arrays, traced, static, reverse, method, unroll):
     step = partial(step, params, **dict(static), **traced)
     return recur(step, state, xs, **arrays, reverse=reverse, method=method, unroll=unroll)

@@ -96,7 +96,7 @@ def rnn(
     reset_to: RNNState | None = None,
     reverse: bool = False,
     noise: Noise | None = None,
-    method: str = "scan",
+    method: str = "fused",
     unroll: int = 1,
 ) -> tuple[RNNState, jax.Array]:
     """A layer: ``rnn_step`` over time.
@@ -106,7 +106,8 @@ def rnn(
       xs: [T, B, D] inputs, floating.
       state: ``RNNState(h [B, H])`` before the first step, or None for zeros.
       activation: "tanh", "relu" or "linear".
-      mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``lstm``.
+      mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``lstm``; "fused" is
+        "scan" here.
 
     Returns:
       ``(RNNState, hs [T, B, H])``, with the rules of ``lstm`` for invalid steps.
