@@ -98,7 +98,7 @@ def fused(
     elif reset_to is None:
         reset_to = jax.tree.map(jnp.zeros_like, state)
     weights = (params.w_h, params.peephole, params.w_proj)
-    state, reset_to = varying_like((state, reset_to), (xs, params, mask, resets))
+    state, reset_to = varying_like((state, reset_to), (xs, params, mask, resets, reset_to))
     inputs = _Inputs(xs, params.w_x, params.b, *weights, state, reset_to)
     return _recurrence(how, inputs, _Known(mask, resets, cell_clip, proj_clip))
 
@@ -212,7 +212,7 @@ def _tangent(
         return _hold(valid_t, new, state_kind(h_tm1, c_tm1))
 
     dense = jax.tree.map(_dense, (dots.state, dots.reset_to), is_leaf=_is_zero)
-    state, reset_to = varying_like(dense, (driven, kept, known, to_h))
+    state, reset_to = varying_like(dense, (driven, kept, known, to_h, dense))
     at = (driven, kept.coefficients, kept.h_within, to_h, known.valid, known.resets)
     return jax.lax.scan(body, state, at, reverse=how.reverse, unroll=how.unroll)
 

@@ -189,7 +189,7 @@ WRONG = {
         ("--steps 0", "--steps: got 0, expected an integer of at least 1"),
         ("--epochs 0", "--epochs: got 0, expected an integer of at least 1"),
         ("--init uniform", "--init: got uniform, expected keras or lstmjax with --cell keras1"),
-        ("--method loop", "--method: got 'loop', expected one of scan, unrolled"),
+        ("--method loop", "--method: got 'loop', expected one of fused, scan, unrolled"),
         ("--cell elman", "--cell: got 'elman', expected one of lstm, gru, rnn, linear_rnn"),
     ],
     "imdb": [
