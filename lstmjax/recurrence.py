@@ -194,16 +194,15 @@ def recur_compiled(
     )
 
 
-# inline: within a caller's jit this is no call of its own, which would stand in XLA's way.
-_jit = partial(jax.jit, inline=True)
+# inline: within a caller's jit these are no calls of their own, which would stand in XLA's way.
 
 
-@partial(_jit, static_argnums=(0, 6, 7))
+@partial(jax.jit, static_argnums=(0, 6, 7), inline=True)
 def _compiled_by_hand(by_hand, params, state, xs, arrays, traced, reverse, unroll):
     return by_hand(params, state, xs, **arrays, **traced, reverse=reverse, unroll=unroll)
 
 
-@partial(_jit, static_argnums=(0, 6, 7, 8, 9))
+@partial(jax.jit, static_argnums=(0, 6, 7, 8, 9), inline=True)
 def _compiled(step, params, state, xs, arrays, traced, static, reverse, method, unroll):
     step = partial(step, params, **dict(static), **traced)
     return recur(step, state, xs, **arrays, reverse=reverse, method=method, unroll=unroll)
