@@ -10,6 +10,10 @@ loaded again, and run on its own predictions in two ways, each inside one compil
 re-running the window that slides along, as the tutorial does, and by carrying the state, which
 costs one step instead of 50. The model has only ever seen 50 steps from a zero state, so carrying
 on is the harder test. Expect a training MSE near 5e-5 and an error (RMSE) near 0.01 for the LSTM.
+
+With --precision bfloat16 the values that are read have 8 binary digits. This alone adds 2e-6 to the
+MSE, and the rounded state 6e-7: little beside the LSTM's error, but thousands of times that of the
+linear RNN, which forecasts to 0.008 then instead of 0.0006 (mean RMSE of three seeds).
 """
 
 import dataclasses
@@ -22,7 +26,7 @@ from tqdm import tqdm
 
 from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
 from lstmjax.data import sin
-from lstmjax.models import Cell, Init, SequenceModel
+from lstmjax.models import Cell, Init, Precision, SequenceModel
 from lstmjax.records import Run, matching_row, params_sha256
 from lstmjax.variants import VARIANTS
 
@@ -54,6 +58,8 @@ class Config:
     """How the recurrence runs."""
     unroll: int = 1
     """Steps written out in one iteration of the scan."""
+    precision: Precision = "float32"
+    """Of the factors of products, h included; sums, parameters and c are float32 in any case."""
     devices: int | None = None
     """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
     seed: int = 0
@@ -87,6 +93,7 @@ def make_model(config: Config) -> SequenceModel:
         cell_init=config.init,
         method=config.method,
         unroll=config.unroll,
+        precision=config.precision,
     )
 
 

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from lstmjax import checkpoint, cli, losses, optim, parallel, train
 from lstmjax.data import Dataset, imdb, text
 from lstmjax.initializers import uniform
-from lstmjax.models import Cell, Init, SequenceModel, gate_bias
+from lstmjax.models import Cell, Init, Precision, SequenceModel, gate_bias
 from lstmjax.records import Run, RunError, matching_row, write_file
 from lstmjax.scores import Scores, finish
 from lstmjax.variants import VARIANTS
@@ -102,6 +102,8 @@ class Config:
     """How the recurrence runs."""
     unroll: int = 1
     """Steps written out in one iteration of the scan."""
+    precision: Precision = "float32"
+    """Of the factors of products, h included; sums, parameters and c are float32 in any case."""
     devices: int | None = None
     """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
     seed: int = 0
@@ -155,6 +157,7 @@ def make_model(config: Config) -> SequenceModel:
         learned_state=config.learned_state,
         method=config.method,
         unroll=config.unroll,
+        precision=config.precision,
     )
 
 

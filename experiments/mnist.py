@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from lstmjax import cli, losses, optim, parallel, train
 from lstmjax.data import mnist
-from lstmjax.models import Cell, Init, SequenceModel, gate_bias
+from lstmjax.models import Cell, Init, Precision, SequenceModel, gate_bias
 from lstmjax.records import Run, matching_row
 from lstmjax.scores import Scores, finish
 from lstmjax.variants import VARIANTS
@@ -82,6 +82,8 @@ class Config:
     """How the recurrence runs."""
     unroll: int = 1
     """Steps written out in one iteration of the scan."""
+    precision: Precision = "float32"
+    """Of the factors of products, h included; sums, parameters and c are float32 in any case."""
     devices: int | None = None
     """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
     seed: int = 0
@@ -136,6 +138,7 @@ def make_model(config: Config) -> SequenceModel:
         head_bias=jax.nn.initializers.constant(0.1),
         method=config.method,
         unroll=config.unroll,
+        precision=config.precision,
     )
 
 

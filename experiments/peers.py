@@ -3,6 +3,7 @@
     pip install -e '.[peers]'
     python experiments/peers.py --row imdb-tf2 --seed 0
     python experiments/peers.py --row mnist-tf1 --limit 1000     a look, which leaves no record
+    python experiments/peers.py layers     one LSTM layer in every framework: see peer_layers.py
 
 Each program gets the arrays that ours gets, the same initial laws, optimiser, batches, epochs and
 scores. It is written as Keras's users write it: `fit` and `evaluate`, or a compiled step where the
@@ -16,6 +17,7 @@ the first of `evaluate` have come out (the first call of a compiled function), a
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,8 +61,7 @@ class Config:
 
 def check(config: Config) -> None:
     cli.check_counts(config, "seed", least=0)
-    # imdb leaves out reviews that do not fill a batch of 128.
-    cli.check_counts(config, "limit", least=128 if config.row.startswith("imdb") else 1)
+    cli.check_counts(config, "limit", least=128 if config.row.startswith("imdb") else 1)  # a batch
     cli.check(config, "out", config.limit is None or config.out is None, "no file with --limit")
 
 
@@ -93,14 +94,11 @@ def sin_model(row: str) -> Any:
 
     stateful = partial(keras.layers.LSTM, return_sequences=True, stateful=True)
     if row == "sin-tf1":
-        laws = dict(
-            kernel_initializer=keras.initializers.RandomNormal(stddev=1.0),
-            bias_initializer=keras.initializers.Constant(0.1),
-        )
+        normal, bias = keras.initializers.RandomNormal(stddev=1.0), keras.initializers.Constant(0.1)
+        laws = dict(kernel_initializer=normal, bias_initializer=bias)
         first = [keras.layers.Dense(10, **laws), stateful(10, **tf1_laws(10, 10))]
     else:  # Keras 1.2 draws each gate's blocks [1, 20] and [20, 20] on their own
-        kernel, recurrent = uniform(math.sqrt(6 / 21)), uniform(math.sqrt(6 / 40))
-        laws = {}
+        kernel, recurrent, laws = uniform(math.sqrt(6 / 21)), uniform(math.sqrt(6 / 40)), {}
         drawn = dict(kernel_initializer=kernel, recurrent_initializer=recurrent)
         first = [stateful(20, recurrent_activation=keras1_gate, **drawn)]
     window = keras.Input(batch_shape=(50, 20, 1))
@@ -168,8 +166,8 @@ def learn_forecast(config: Config, clock: Clock, *, epochs: int) -> Result:
     import keras
 
     windows = sin.forecast_windows()
-    layer, head = forecast_layer(config.row), keras.layers.Dense(1)
     inputs = keras.Input((sin.WINDOW, 1))
+    layer, head = forecast_layer(config.row), keras.layers.Dense(1)
     model = keras.Model(inputs, head(layer(inputs)[0]))
     model.compile(keras.optimizers.Adam(1e-3, epsilon=1e-8), "mse")  # TensorFlow 1's
     x, y = windows["x"][: config.limit], windows["y"][: config.limit]
@@ -229,17 +227,11 @@ def learn_reviews(
     import keras
 
     held_out = 0 if as_published else 2_500
-    dataset = imdb.load(config.data, validation_size=held_out, seed=config.seed)
-    dataset = dataset.first(config.limit)
+    dataset = imdb.load(config.data, validation_size=held_out, seed=config.seed).first(config.limit)
     layer = getattr(keras.layers, cell)
-    layers = [
-        keras.Input((80,), dtype="int32"),
-        keras.layers.Embedding(10_000, 100),
-        layer(64, dropout=0.2, return_sequences=True),
-        layer(64, dropout=0.2),
-        keras.layers.Dense(1, activation="sigmoid"),
-    ]
-    model = keras.Sequential(layers)
+    read = [keras.Input((80,), dtype="int32"), keras.layers.Embedding(10_000, 100)]
+    both = [layer(64, dropout=0.2, return_sequences=True), layer(64, dropout=0.2)]
+    model = keras.Sequential([*read, *both, keras.layers.Dense(1, activation="sigmoid")])
     model.compile(keras.optimizers.Adam(1e-3), "binary_crossentropy", metrics=["accuracy"])
     splits = {name: (s["ids"], s["label"][:, None]) for name, s in dataset.splits.items()}
     batches = shuffled(*splits["train"], 128, config.seed, drop_remainder=True)
@@ -251,16 +243,13 @@ def learn_digits(config: Config, clock: Clock, *, as_published: bool) -> Result:
     import keras
 
     dataset = mnist.load(config.data).first(config.limit)
-    laws = dict(
-        kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.1),
-        bias_initializer=keras.initializers.Constant(0.1),
-    )
+    normal, bias = keras.initializers.TruncatedNormal(stddev=0.1), keras.initializers.Constant(0.1)
+    laws = dict(kernel_initializer=normal, bias_initializer=bias)
     lstm, head = keras.layers.LSTM(100, **tf1_laws(28, 100)), keras.layers.Dense(10, **laws)
     model = keras.Sequential([keras.Input((28, 28)), lstm, head])
     softmax = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    loss = double_softmax if as_published else softmax
-    optimizer = keras.optimizers.Adam(1e-4, epsilon=1e-8)  # TensorFlow 1's
-    model.compile(optimizer, loss, metrics=["accuracy"])
+    adam = keras.optimizers.Adam(1e-4, epsilon=1e-8)  # TensorFlow 1's
+    model.compile(adam, double_softmax if as_published else softmax, metrics=["accuracy"])
     splits = {n: (np.float32(s["image"]) / 255, s["label"]) for n, s in dataset.splits.items()}
     batches = shuffled(*splits["train"], 50, config.seed)
     return dataset, fit_and_score(model, batches, splits, 10, as_published, clock)
@@ -321,8 +310,7 @@ def timed(clock: Clock, name: str, run: Callable) -> Any:
 
         on_test_batch_end = on_train_batch_end
 
-    traces = clock.seconds[name] == 0
-    start = time.perf_counter()
+    traces, start = clock.seconds[name] == 0, time.perf_counter()
     result = run(callbacks=[BatchEnds()], verbose=0)
     traced = ends[0] if traces else start
     clock.seconds["compile"] += traced - start
@@ -380,7 +368,6 @@ def run(config: Config) -> None:
     print(f"{config.row} in {framework}")
     clock = Clock()
     dataset, metrics = PROGRAMS[config.row](config, clock)
-
     shown = {k: f"{v:.4g}" for k, v in metrics.items() if not isinstance(v, list)}
     shown |= {f"{k} seconds": f"{v:.1f}" for k, v in clock.seconds.items()}
     print(", ".join(f"{k} {v}" for k, v in shown.items()), f"on {dataset.title}")
@@ -404,4 +391,9 @@ def run(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(lambda: run(cli.parse(Config, description=__doc__)))
+    if sys.argv[1:2] == ["layers"]:
+        import peer_layers
+
+        cli.main(peer_layers.main)
+    else:
+        cli.main(lambda: run(cli.parse(Config, description=__doc__)))

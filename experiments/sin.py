@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
 from lstmjax.data import sin
-from lstmjax.models import Cell, Init, SequenceModel, glorot, zeros
+from lstmjax.models import Cell, Init, Precision, SequenceModel, glorot, zeros
 from lstmjax.records import Run, matching_row, params_sha256
 from lstmjax.variants import VARIANTS
 
@@ -67,6 +67,8 @@ class Config:
     """How the recurrence runs."""
     unroll: int = 1
     """Steps written out in one iteration of the scan."""
+    precision: Precision = "float32"
+    """Of the factors of products, h included; sums, parameters and c are float32 in any case."""
     devices: int | None = None
     """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
     seed: int = 0
@@ -121,6 +123,7 @@ def make_model(config: Config) -> SequenceModel:
         head_bias=dense_bias,
         method=config.method,
         unroll=config.unroll,
+        precision=config.precision,
     )
 
 

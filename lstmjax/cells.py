@@ -23,6 +23,7 @@ def variant(
     *,
     sums: Callable | None = None,
     more: Callable | None = None,
+    by_hand: Callable | None = None,
     **kinds: type,
 ) -> tuple[Callable, Callable, Callable]:
     """The three functions of a variant of the LSTM.
@@ -36,6 +37,7 @@ def variant(
       peepholes: rows of the peepholes.
       sums: ``sums(params, state, x_t, x_mask, h_mask, z) -> z`` changes the blocks.
       more: ``more(key, params, init) -> params`` adds weights to those of ``draw_cell``.
+      by_hand: what ``method="fused"`` runs, as in ``recur_compiled``; without it, the scan.
       **kinds: ``kind`` and ``state_kind`` of ``preactivations``, where they are not the LSTM's.
 
     Returns:
@@ -64,10 +66,12 @@ def variant(
 
     step.__doc__ = f"{equations.__doc__.rstrip()}\n\n    Otherwise as ``lstm_step``."
     step.__name__ = step.__qualname__ = f"{name}_step"
-    return step, _layer(name, step, sizes), _init(name, blocks, peepholes, more)
+    return step, _layer(name, step, sizes, by_hand), _init(name, blocks, peepholes, more)
 
 
-def _layer(name: str, step: Callable, sizes: dict[str, Any]) -> Callable:
+def _layer(name: str, step: Callable, sizes: dict[str, Any], by_hand: Callable | None) -> Callable:
+    hands = {} if by_hand is None else {"fused": by_hand}
+
     def layer(
         params: Any,
         xs: jax.Array,
@@ -87,10 +91,10 @@ def _layer(name: str, step: Callable, sizes: dict[str, Any]) -> Callable:
         clips = {"cell_clip": cell_clip, "proj_clip": proj_clip}
         over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reset_to": reset_to}
         how = {"reverse": reverse, "noise": noise, "method": method, "unroll": unroll}
-        return run_cell(step, params, xs, state, clips, **sizes, **over_time, **how)
+        return run_cell(step, params, xs, state, clips, by_hand=hands, **sizes, **over_time, **how)
 
     what = f"A layer, with everything that ``lstm`` takes: ``{name}_step`` over time"
-    layer.__doc__ = f'{what}; "fused" is "scan" here.'
+    layer.__doc__ = f"{what}." if hands else f'{what}; "fused" is "scan" here.'
     layer.__name__ = layer.__qualname__ = name
     return layer
 

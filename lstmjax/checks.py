@@ -183,10 +183,10 @@ def states(state: Any, kind: type, shapes: Sequence[Sequence[int]], name: str = 
 METHODS = ("fused", "scan", "unrolled")
 
 
-def running(reverse: Any, method: Any, unroll: Any) -> None:
-    """Raises ``ValueError`` unless these say how a sequence can be run."""
+def running(reverse: Any, method: Any, unroll: Any, more: Sequence[str] = ()) -> None:
+    """Raises ``ValueError`` unless these say how a sequence can be run; ``more`` methods count."""
     flag("reverse", reverse)
-    one_of("method", method, METHODS)
+    one_of("method", method, tuple(dict.fromkeys((*METHODS, *more))))
     positive_int("unroll", unroll)
 
 

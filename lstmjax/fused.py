@@ -1,8 +1,9 @@
 """The LSTM's recurrence with a derivative written by hand.
 
 Left to itself, differentiating a scan adds up the gradient of W_h inside the backward loop, one
-small product and one addition of 4H² numbers per step. Here the derivative of the whole loop is
-written down once, as another loop over time that is linear in the tangents (a dot: its tangent):
+small product and one addition of 4H² numbers per step, and keeps thirteen numbers of every unit
+and step until then. Here the derivative of the whole loop is written down once, as another loop
+over time that is linear in the tangents (a dot: its tangent):
 
     ż_t = [ẋ_t W_x + x_t Ẇ_x + h_{t-1} Ẇ_h + ḃ] + ḣ_{t-1} W_h
     ċ_t = α_t ⊙ ċ_{t-1} + k^i_t ⊙ ż^i_t + k^f_t ⊙ ż^f_t + k^g_t ⊙ ż^g_t
@@ -12,16 +13,28 @@ written down once, as another loop over time that is linear in the tangents (a d
     k^o = tanh(c) o (1 − o),   β = o (1 − tanh²(c)) + k^o p_o
 
 (k^i, k^f, k^g and α times the derivative of the cell's clip; with peepholes, c_{t-1} ṗ_i and
-c_{t-1} ṗ_f and c_t ṗ_o are added to ż.) The forward loop leaves the six coefficients [T, B, H]
-behind. What stands in brackets does not depend on ḣ_{t-1} and is taken for all t at once, so when
-JAX turns the whole round, the backward loop holds nothing but dz_t W_hᵀ (and dh_t W_projᵀ), and the
-gradients of W_h, W_x, b and x are one product or sum each after it.
+c_{t-1} ṗ_f and c_t ṗ_o are added to ż. Where f = 1 − i, there is no ż^f, and
+k^i = (g − c_{t-1}) i (1 − i).) What stands in brackets does not depend on ḣ_{t-1} and is taken for
+many steps at once, so when JAX turns the whole round, the backward loop holds nothing but dz_t W_hᵀ
+(and dh_t W_projᵀ), and the gradients of W_h, W_x, b and x are one product or sum each after it.
+
+``residuals`` says what waits in memory between the loops, [T, B, H] each:
+
+    "gates"      i, f, g, o and c; the coefficients are cheap
+    "recompute"  c, beside the outputs; the gates again, from one large product
+    "sqrt"       the state at every √T-th step; the steps between again, one by one
+
+A long sequence is turned round in some sixteen pieces (√T with "sqrt"), so that the coefficients
+and dz exist for one piece at a time; then the gradients of weights are one product per piece.
 
 Because it is the tangent that is written by hand, and not the gradient, forward mode, second
 derivatives, ``vmap`` and ``shard_map`` need nothing else. The same idea, as a gradient, is in
-cuDNN (Appleyard, Kočiský & Blunsom, 2016) and Haste.
+cuDNN (Appleyard, Kočiský & Blunsom, 2016) and Haste; recomputing in pieces of √T steps is Chen, Xu,
+Zhang & Guestrin's (2016).
 """
 
+import math
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +43,11 @@ from jax.custom_derivatives import SymbolicZero
 
 from lstmjax import checks
 from lstmjax.recurrence import product, varying_like
+
+RESIDUALS = ("gates", "recompute", "sqrt")
+WHOLE = 31  # sequences up to so many steps are one piece
+PIECES = 16
+JOINED = 2**18  # weights; beyond it the copy costs more than it gives
 
 
 class _Inputs(NamedTuple):
@@ -60,6 +78,28 @@ class _How(NamedTuple):
     kinds: checks.Dtypes
     reverse: bool
     unroll: int
+    residuals: str
+    coupled: bool
+    piece: int  # steps
+
+
+class _Kept(NamedTuple):
+    """What the forward loop leaves for the derivative, [T, B, ·] each."""
+
+    gates: tuple | None  # i, f, g, o, or i, g, o where f = 1 − i
+    h: jax.Array | None  # after each step; None where it is the output
+    c: jax.Array | None  # after each step
+
+
+@lru_cache
+def by_hand(residuals: str = "gates", coupled: bool = False):
+    """``fused`` with these options: the same function whenever they are the same.
+
+    Raises:
+      ValueError: an unknown ``residuals``.
+    """
+    checks.one_of("residuals", residuals, RESIDUALS)
+    return partial(fused, residuals=residuals, coupled=coupled)
 
 
 def fused(
@@ -74,6 +114,8 @@ def fused(
     proj_clip: Any = None,
     reverse: bool = False,
     unroll: int = 1,
+    residuals: str = "gates",
+    coupled: bool = False,
 ) -> tuple[Any, jax.Array]:
     """``lstm`` by ``method="fused"``; the arguments are checked by then.
 
@@ -85,11 +127,16 @@ def fused(
       reset_to: a state like ``state``, or None for zeros.
       cell_clip, proj_clip: bounds, or None; not differentiated with respect to.
       reverse, unroll: as in ``lstm``.
+      residuals: "gates", "recompute" or "sqrt"; the results are the same.
+      coupled: whether f = 1 − i, with blocks i, g, o and peepholes i, o (``variants.cifg``).
 
     Returns:
       ``(state, hs [T, B, P])``, as ``lstm``.
     """
-    how = _How(checks.dtypes(xs, params), reverse, min(unroll, len(xs)) or 1)
+    steps = len(xs)
+    piece = steps_of_a_piece(steps, residuals)
+    kinds = checks.dtypes(xs, params)
+    how = _How(kinds, reverse, min(unroll, piece) or 1, residuals, coupled, piece)
     if mask is not None:
         xs = jnp.where(mask[:, :, None], xs, jnp.zeros((), xs.dtype))
         resets = None if resets is None else resets & mask
@@ -99,125 +146,299 @@ def fused(
         reset_to = jax.tree.map(jnp.zeros_like, state)
     weights = (params.w_h, params.peephole, params.w_proj)
     state, reset_to = varying_like((state, reset_to), (xs, params, mask, resets, reset_to))
-    inputs = _Inputs(xs, params.w_x, params.b, *weights, state, reset_to)
-    return _recurrence(how, inputs, _Known(mask, resets, cell_clip, proj_clip))
+    # Steps that fill no whole piece are a sequence of their own.
+    whole = steps - steps % piece if piece else steps
+    parts = [slice(whole)] + ([slice(whole, steps)] if whole < steps else [])
+    outputs = {}
+    for part in reversed(parts) if reverse else parts:
+        at = (xs, mask, resets) if len(parts) == 1 else _at(part, (xs, mask, resets))
+        own = how._replace(piece=min(piece, len(at[0])))
+        inputs = _Inputs(at[0], params.w_x, params.b, *weights, state, reset_to)
+        known = _Known(at[1], at[2], cell_clip, proj_clip)
+        state, outputs[part.start] = _recurrence(own, inputs, known)
+    hs = [outputs[part.start] for part in parts]
+    return state, hs[0] if len(hs) == 1 else jnp.concatenate(hs)
+
+
+def steps_of_a_piece(steps: int, residuals: str) -> int:
+    """How many steps are turned round at a time; a divisor of ``steps`` if one lies near."""
+    if residuals == "sqrt":
+        aim = max(round(steps**0.5), min(steps, 1))
+    elif steps <= WHOLE:
+        return steps
+    else:
+        aim = -(-steps // PIECES)
+    near = [n for n in range(max(aim // 2, 1), 2 * aim) if steps % n == 0]
+    return min(near, key=lambda n: max(n / aim, aim / n), default=aim)
 
 
 def _recurrence(how: _How, inputs: _Inputs, known: _Known) -> tuple[Any, jax.Array]:
     @jax.custom_jvp
     def run(inputs, known):
-        return _forward(how, inputs, known, keep=False)[:2]
+        return _forward(how, inputs, known, keep="nothing")[:2]
 
     def run_jvp(primals, tangents):
         inputs, known = primals
-        final, hs, kept = _forward(how, inputs, known, keep=True)
+        final, hs, kept = _forward(how, inputs, known, keep=how.residuals)
         return (final, hs), _tangent(how, inputs, known, kept, hs, tangents[0])
 
     run.defjvp(run_jvp, symbolic_zeros=True)
     return run(inputs, known)
 
 
-def _forward(how: _How, inputs: _Inputs, known: _Known, keep: bool) -> tuple[Any, jax.Array, Any]:
-    """The recurrence itself; with ``keep`` also what its derivative needs, stacked over time."""
+def _forward(how: _How, inputs: _Inputs, known: _Known, keep: str) -> tuple[Any, jax.Array, Any]:
+    """The recurrence itself, and what its derivative needs: for "sqrt", the state [N, B, ·] before
+    each of the N pieces, otherwise ``_Kept``."""
     kinds, state_kind = how.kinds, type(inputs.state)
-    peephole = _rows_of(inputs, kinds)
+    peephole, weights = _rows_of(inputs, how), _joined(inputs, kinds)
+    held = known.valid is not None or known.resets is not None
+    told = keep == "gates" and inputs.w_proj is None and not held  # then hs is no stack of the loop
 
     def body(state, at_t):
         x_t, valid_t, reset_t = at_t
         h_tm1, c_tm1 = _reset(reset_t, inputs.reset_to, state)
-        z = product(x_t, inputs.w_x, kinds) + product(h_tm1, inputs.w_h, kinds)
-        z = jnp.split(z + jnp.broadcast_to(inputs.b.astype(kinds.keep), z.shape), 4, axis=-1)
-        p_i, p_f, p_o = (jnp.broadcast_to(p, c_tm1.shape) for p in peephole)
-        i = jax.nn.sigmoid(z[0] + p_i * c_tm1)
-        f = jax.nn.sigmoid(z[1] + p_f * c_tm1)
-        g = jnp.tanh(z[2])
-        c, within = _clip(f * c_tm1 + i * g, known.cell_clip)
-        o = jax.nn.sigmoid(z[3] + p_o * c)
-        tanh_c = jnp.tanh(c)
-        m = o * tanh_c
-        h, h_within = m, None
+        z = _sums(inputs, x_t, h_tm1, weights, how)
+        *gates, g = _written(z, c_tm1, peephole)
+        i, f = gates if len(gates) == 2 else (gates[0], 1 - gates[0])
+        c, _ = _clip(f * c_tm1 + i * g, known.cell_clip)
+        o = jax.nn.sigmoid(z[-1] + _row(peephole[-1], c) * c)
+        h = o * jnp.tanh(c)
         if inputs.w_proj is not None:
-            h, h_within = _clip(product(m, inputs.w_proj, kinds), known.proj_clip)
+            h, _ = _clip(product(h, inputs.w_proj, kinds), known.proj_clip)
         new = state_kind(h.astype(kinds.compute), c)
         after, h_t = _hold(valid_t, new, state_kind(h_tm1, c_tm1))
-        if not keep:
-            return after, (h_t, None)
-        k_i, k_f, k_g = g * i * (1 - i), c_tm1 * f * (1 - f), i * (1 - g * g)
-        k_o = tanh_c * o * (1 - o)
-        alpha, beta = f + k_i * p_i + k_f * p_f, o * (1 - tanh_c * tanh_c) + k_o * p_o
-        if within is not None:
-            alpha, k_i, k_f, k_g = (within * k for k in (alpha, k_i, k_f, k_g))
-        has_p, has_proj = inputs.peephole is not None, inputs.w_proj is not None
-        held = valid_t is not None or reset_t is not None
-        return after, (
-            h_t,
-            _Kept(
-                (alpha, beta, k_i, k_f, k_g, k_o),
-                h_tm1 if held else None,
-                (c_tm1, c) if has_p else None,
-                m if has_proj else None,
-                h_within,
-            ),
-        )
+        gates = (*gates, g, o) if keep == "gates" else None
+        none = keep not in ("gates", "recompute")
+        kept = None if none else _Kept(gates, after.h if held else None, after.c)
+        return after, (None if told else h_t, kept)
 
+    def piece(state, at):
+        final, (hs, _) = scan(body, state, at)
+        return final, (hs, state)
+
+    scan = partial(jax.lax.scan, reverse=how.reverse)
     at = (inputs.xs, known.valid, known.resets)
-    final, (hs, kept) = jax.lax.scan(body, inputs.state, at, reverse=how.reverse, unroll=how.unroll)
+    if keep != "sqrt":
+        final, (hs, kept) = scan(body, inputs.state, at, unroll=how.unroll)
+        hs = _told(how, kept) if told else hs
+    else:
+        final, (hs, kept) = scan(piece, inputs.state, _cut(at, how.piece))
+        hs = _joint(hs)
     return final, hs, kept
 
 
-class _Kept(NamedTuple):
-    """What the forward loop leaves for the derivative, [T, B, ·] each."""
-
-    coefficients: tuple  # α, β, k_i, k_f, k_g, k_o
-    h_tm1: jax.Array | None  # None: the outputs, moved on by one step
-    c: tuple | None  # c_{t-1} and c_t, for peepholes
-    m: jax.Array | None  # o ⊙ tanh(c), for a projection
-    h_within: jax.Array | None  # derivative of the projection's clip
-
-
 def _tangent(
-    how: _How, inputs: _Inputs, known: _Known, kept: _Kept, hs: jax.Array, dots: _Inputs
+    how: _How, inputs: _Inputs, known: _Known, kept: Any, hs: jax.Array, dots: _Inputs
 ) -> tuple[Any, jax.Array]:
     """The tangents of the final state and of hs: linear in ``dots``, the tangents of ``inputs``."""
-    kinds, state_kind = how.kinds, type(inputs.state)
     given = jax.tree.map(_known_zero_is_none, dots, is_leaf=_is_zero)
-    driven = jnp.zeros((*inputs.xs.shape[:2], inputs.w_h.shape[1]), kinds.keep)
-    if given.xs is not None:
-        driven = driven + product(given.xs, inputs.w_x, kinds)
-    if given.w_x is not None:
-        driven = driven + product(inputs.xs, given.w_x, kinds)
-    if given.b is not None:
-        driven = driven + jnp.broadcast_to(given.b.astype(kinds.keep), driven.shape)
-    if given.w_h is not None:
-        driven = driven + product(_before(kept.h_tm1, inputs, hs, how), given.w_h, kinds)
-    if given.peephole is not None:
-        c_tm1, c = kept.c
-        p_i, p_f, p_o = (jnp.broadcast_to(p, c.shape) for p in given.peephole.astype(kinds.keep))
-        parts = (c_tm1 * p_i, c_tm1 * p_f, jnp.zeros_like(c), c * p_o)
-        driven = driven + jnp.concatenate(parts, axis=-1)
-    to_h = None if given.w_proj is None else product(kept.m, given.w_proj, kinds)
+    states = (dots.state, dots.reset_to)
+    state, reset_to = jax.tree.map(_dense, states, is_leaf=_is_zero)
+    # The piece's own output stands for the state's h unless that is kept or told by the gates.
+    known_h = how.residuals == "gates" and inputs.w_proj is None
+    outputs = None if known_h or how.residuals == "sqrt" else hs
+    before = kept if how.residuals == "sqrt" else _before_pieces(how, inputs, kept, outputs)
+    kept = None if how.residuals == "sqrt" else kept
+    valid, resets, clips = known.valid, known.resets, known[2:]
+    state, reset_to = varying_like((state, reset_to), (inputs, known, given, state, reset_to))
 
-    def body(state, at_t):
-        driven_t, kept_t, h_within_t, to_h_t, valid_t, reset_t = at_t
-        alpha, beta, k_i, k_f, k_g, k_o = kept_t
-        h_tm1, c_tm1 = _reset(reset_t, reset_to, state)
-        z_i, z_f, z_g, z_o = jnp.split(driven_t + product(h_tm1, inputs.w_h, kinds), 4, axis=-1)
-        c = alpha * c_tm1 + k_i * z_i + k_f * z_f + k_g * z_g
-        h = beta * c + k_o * z_o
-        if inputs.w_proj is not None:
-            h = product(h, inputs.w_proj, kinds)
-            h = h if to_h_t is None else h + to_h_t
-            h = h if h_within_t is None else h * h_within_t
-        new = state_kind(h.astype(kinds.compute), c)
-        return _hold(valid_t, new, state_kind(h_tm1, c_tm1))
+    def piece(state, at):
+        x, dot_x, kept, outputs, valid, resets, before = at
+        own = inputs._replace(xs=x, state=before)
+        steps = _again(how, own, _Known(valid, resets, *clips), kept, outputs)
+        parts = _piece_of_tangent(how, own, _Known(valid, resets, *clips), steps)
+        return parts(given._replace(xs=dot_x), state, reset_to)
 
-    dense = jax.tree.map(_dense, (dots.state, dots.reset_to), is_leaf=_is_zero)
-    state, reset_to = varying_like(dense, (driven, kept, known, to_h, dense))
-    at = (driven, kept.coefficients, kept.h_within, to_h, known.valid, known.resets)
-    return jax.lax.scan(body, state, at, reverse=how.reverse, unroll=how.unroll)
+    at = _cut((inputs.xs, given.xs, kept, outputs, valid, resets), how.piece)
+    count = len(before.h)
+    if count != 1 or how.residuals != "gates":
+        # What a piece computes of its residuals is not kept: that is what the pieces are for.
+        piece = jax.checkpoint(
+            piece, prevent_cse=count == 1, policy=jax.checkpoint_policies.nothing_saveable
+        )
+    if count == 1:
+        first = jax.tree.map(lambda a: a[0], (*at, before))
+        return piece(state, first)
+    final, dot_hs = jax.lax.scan(piece, state, (*at, before), reverse=how.reverse)
+    return final, _joint(dot_hs)
+
+
+def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
+    """``run(given, state, reset_to)``: the loop of ``_tangent`` over steps that are known."""
+    kinds, state_kind = how.kinds, type(inputs.state)
+    gates, h_tm1, c_tm1, c = steps
+    m = gates[-1] * jnp.tanh(c)
+    within = None
+    if inputs.w_proj is not None and known.proj_clip is not None:
+        within = _clip(_flat(m, inputs.w_proj, kinds), known.proj_clip)[1]
+    coefficients = _coefficients(how, inputs, known.cell_clip, gates, c_tm1, c)
+
+    def run(given, state, reset_to):
+        driven = jnp.zeros((*c.shape[:2], inputs.w_h.shape[1]), kinds.keep)
+        if given.xs is not None:
+            driven = driven + _flat(given.xs, inputs.w_x, kinds)
+        if given.w_x is not None:
+            driven = driven + _flat(inputs.xs, given.w_x, kinds)
+        if given.b is not None:
+            driven = driven + jnp.broadcast_to(given.b.astype(kinds.keep), driven.shape)
+        if given.w_h is not None:
+            driven = driven + _flat(h_tm1, given.w_h, kinds)
+        if given.peephole is not None:
+            *p, p_o = (_row(row, c) for row in given.peephole.astype(kinds.keep))
+            parts = (*(c_tm1 * row for row in p), jnp.zeros_like(c), c * p_o)
+            driven = driven + jnp.concatenate(parts, axis=-1)
+        to_h = None if given.w_proj is None else _flat(m, given.w_proj, kinds)
+
+        def body(state, at_t):
+            driven_t, (alpha, beta, *k, k_o), within_t, to_h_t, valid_t, reset_t = at_t
+            h_tm1, c_tm1 = _reset(reset_t, reset_to, state)
+            z = driven_t + product(h_tm1, inputs.w_h, kinds)
+            *z, z_o = jnp.split(z, len(gates), axis=-1)
+            c = sum((k_n * z_n for k_n, z_n in zip(k, z, strict=True)), alpha * c_tm1)
+            h = beta * c + k_o * z_o
+            if inputs.w_proj is not None:
+                h = product(h, inputs.w_proj, kinds)
+                h = h if to_h_t is None else h + to_h_t
+                h = h if within_t is None else h * within_t
+            new = state_kind(h.astype(kinds.compute), c)
+            return _hold(valid_t, new, state_kind(h_tm1, c_tm1))
+
+        at = (driven, coefficients, within, to_h, known.valid, known.resets)
+        return jax.lax.scan(body, state, at, reverse=how.reverse, unroll=how.unroll)
+
+    return run
+
+
+def _coefficients(how: _How, inputs: _Inputs, cell_clip: Any, gates: tuple, c_tm1, c) -> tuple:
+    """α, β, then k of each block: what the derivative multiplies with, at all steps."""
+    *p, p_o = (_row(row, c) for row in _rows_of(inputs, how))
+    tanh_c = jnp.tanh(c)
+    if how.coupled:
+        i, g, o = gates
+        f = 1 - i
+        k = [(g - c_tm1) * i * f]
+    else:
+        i, f, g, o = gates
+        k = [g * i * (1 - i), c_tm1 * f * (1 - f)]
+    alpha = sum((k_n * p_n for k_n, p_n in zip(k, p, strict=True)), f)
+    k = [alpha, *k, i * (1 - g * g)]
+    within = _clip(f * c_tm1 + i * g, cell_clip)[1]
+    alpha, *k = k if within is None else [within * k_n for k_n in k]
+    k_o = tanh_c * o * (1 - o)
+    return (alpha, o * (1 - tanh_c * tanh_c) + k_o * p_o, *k, k_o)
+
+
+# ---- what was kept, and what is computed again --------------------------------------------------
+
+
+def _again(how: _How, inputs: _Inputs, known: _Known, kept: Any, outputs: Any) -> tuple:
+    """``(gates, h_{t-1}, c_{t-1}, c_t)`` of the steps of a piece, from what was kept of them."""
+    if how.residuals == "sqrt":
+        _, outputs, kept = _forward(how, inputs, known, keep="gates")
+    gates, h, c = kept
+    if h is None:
+        h = outputs if outputs is not None else _told(how, kept)
+    h_tm1, c_tm1 = jax.tree.map(partial(_shifted, how), inputs.state, type(inputs.state)(h, c))
+    if known.resets is not None:
+        to = jax.tree.map(
+            lambda a: jnp.broadcast_to(a, (*h.shape[:2], a.shape[-1])), inputs.reset_to
+        )
+        where = known.resets[:, :, None]
+        h_tm1, c_tm1 = jnp.where(where, to.h, h_tm1), jnp.where(where, to.c, c_tm1)
+    if gates is None:
+        peephole = _rows_of(inputs, how)
+        z = _sums(inputs, inputs.xs, h_tm1, _joined(inputs, how.kinds), how)
+        o = jax.nn.sigmoid(z[-1] + _row(peephole[-1], c) * c)
+        gates = (*_written(z, c_tm1, peephole), o)
+    return gates, h_tm1, c_tm1, c
+
+
+def _before_pieces(how: _How, inputs: _Inputs, kept: _Kept, outputs: Any) -> Any:
+    """The state before each of the N pieces, [N, B, ·], from that after the piece before it."""
+    piece = max(how.piece, 1)
+    ends = slice(piece, None, piece) if how.reverse else slice(piece - 1, -1, piece)
+    kept, outputs = _at(ends, (kept, outputs))
+    h = kept.h if kept.h is not None else outputs if outputs is not None else _told(how, kept)
+
+    def joined(first, rest):
+        return jnp.concatenate([rest, first[None]] if how.reverse else [first[None], rest])
+
+    return jax.tree.map(joined, inputs.state, type(inputs.state)(h, kept.c))
+
+
+def _told(how: _How, kept: _Kept) -> jax.Array:
+    """h after each step, from its gates and c, as the forward loop computed it."""
+    return (kept.gates[-1] * jnp.tanh(kept.c)).astype(how.kinds.compute)
+
+
+def _shifted(how: _How, before: jax.Array, after: jax.Array) -> jax.Array:
+    """What was before each step, [T, B, ·], from what was before the first and after each."""
+    if how.reverse:
+        return jnp.concatenate([after, before[None]])[1:]
+    return jnp.concatenate([before[None], after])[:-1]
+
+
+def _cut(tree: Any, piece: int) -> Any:
+    """[T, …] as [N, T/N, …]; of no steps, N is 1."""
+    return jax.tree.map(
+        lambda a: a.reshape(len(a) // piece if piece else 1, piece, *a.shape[1:]), tree
+    )
+
+
+def _joint(a: jax.Array) -> jax.Array:
+    """[N, T/N, …] as [T, …]."""
+    return a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
+
+
+def _at(part: slice, tree: Any) -> Any:
+    return jax.tree.map(lambda a: a[part], tree)
 
 
 # ---- parts of both loops ------------------------------------------------------------------------
+
+
+def _joined(inputs: _Inputs, kinds: checks.Dtypes) -> jax.Array | None:
+    """[W_x; W_h], [D + P, GH]; None where they are large."""
+    if inputs.w_x.size + inputs.w_h.size > JOINED:
+        return None
+    return jnp.concatenate([w.astype(kinds.compute) for w in (inputs.w_x, inputs.w_h)])
+
+
+def _sums(inputs: _Inputs, x: jax.Array, h_tm1: jax.Array, joined: Any, how: _How) -> list:
+    """The blocks of x W_x + h_{t-1} W_h + b, [..., H] each.
+
+    As one product [x; h_{t-1}] [W_x; W_h] where the weights are ``joined``: XLA's CPU compiler
+    leaves element-wise work on the sum of two products unvectorised.
+    """
+    kinds = how.kinds
+    if joined is None:
+        z = _flat(x, inputs.w_x, kinds) + _flat(h_tm1, inputs.w_h, kinds)
+    else:
+        both = [a.astype(kinds.compute) for a in (x, h_tm1)]
+        z = _flat(jnp.concatenate(both, axis=-1), joined, kinds)
+    z = z + jnp.broadcast_to(inputs.b.astype(kinds.keep), z.shape)
+    return jnp.split(z, 3 if how.coupled else 4, axis=-1)
+
+
+def _written(z: list, c_tm1: jax.Array, peephole: tuple) -> tuple:
+    """i, f and g; i and g where f = 1 − i."""
+    *into, z_g, _ = z
+    rows = peephole[:-1]
+    opened = (jax.nn.sigmoid(b + _row(p, c_tm1) * c_tm1) for b, p in zip(into, rows, strict=True))
+    return (*opened, jnp.tanh(z_g))
+
+
+def _flat(a: jax.Array, w: jax.Array, kinds: checks.Dtypes) -> jax.Array:
+    """a W, [..., F] times [F, G], as a product of two matrices.
+
+    With the leading axes of ``a`` left apart, W's gradient is five times slower on XLA's CPU.
+    """
+    z = product(a.reshape(math.prod(a.shape[:-1]), a.shape[-1]), w, kinds)
+    return z.reshape(*a.shape[:-1], w.shape[-1])
+
+
+def _row(p: jax.Array, like: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(p, like.shape)
 
 
 def _reset(reset_t: jax.Array | None, reset_to: Any, state: Any) -> Any:
@@ -242,20 +463,11 @@ def _clip(value: jax.Array, bound: Any) -> tuple[jax.Array, jax.Array | None]:
     return jax.jvp(lambda v: jnp.clip(v, -bound, bound), (value,), (jnp.ones_like(value),))
 
 
-def _rows_of(inputs: _Inputs, kinds: checks.Dtypes) -> tuple:
-    """The three peepholes [H]; zeros, which cost nothing beside a product, where there are none."""
+def _rows_of(inputs: _Inputs, how: _How) -> tuple:
+    """The peepholes [H]; zeros, which cost nothing beside a product, where there are none."""
     if inputs.peephole is None:
-        zero = jnp.zeros((), kinds.keep)
-        return zero, zero, zero
-    return tuple(inputs.peephole.astype(kinds.keep))
-
-
-def _before(h_tm1: jax.Array | None, inputs: _Inputs, hs: jax.Array, how: _How) -> jax.Array:
-    """h_{t-1} for every t, [T, B, P]."""
-    if h_tm1 is not None:
-        return h_tm1
-    first = inputs.state.h[None]
-    return jnp.concatenate([hs[1:], first] if how.reverse else [first, hs[:-1]])
+        return (jnp.zeros((), how.kinds.keep),) * (2 if how.coupled else 3)
+    return tuple(inputs.peephole.astype(how.kinds.keep))
 
 
 def _is_zero(tangent: Any) -> bool:

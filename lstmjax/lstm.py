@@ -33,10 +33,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lstmjax.cudnn import cudnn
 from lstmjax.dropout import Noise
-from lstmjax.fused import fused
+from lstmjax.fused import by_hand
 from lstmjax.gated import clipped, draw_cell, emit, peep, preactivations, run_cell
 from lstmjax.initializers import GateBias
+from lstmjax.onednn import onednn
 
 
 class LSTMParams(NamedTuple):
@@ -126,6 +128,7 @@ def lstm(
     noise: Noise | None = None,
     method: str = "fused",
     unroll: int = 1,
+    residuals: str = "gates",
 ) -> tuple[LSTMState, jax.Array]:
     """A layer: ``lstm_step`` over time.
 
@@ -143,9 +146,13 @@ def lstm(
       cell_clip, proj_clip: as in ``lstm_step``.
       noise: masks of recurrent dropout and zoneout (``dropout.recurrent_noise``), or None.
       method: "fused" (a scan whose derivative is written by hand: fused.py; with ``noise`` it is
-        "scan"), "scan" (differentiated by JAX) or "unrolled" (a Python loop); the results are the
-        same.
+        "scan"), "scan" (differentiated by JAX), "unrolled" (a Python loop), or where they are
+        installed "onednn" (onednn.py) or "cudnn" (cudnn.py), which know fewer options; the results
+        are the same.
       unroll: steps written out in one iteration of the scan.
+      residuals: what "fused" keeps in memory for its derivative: "gates" (5 arrays [T, B, H]),
+        "recompute" (2, the outputs being one; the gates are computed again) or "sqrt" (the states
+        at every √T-th step and the outputs; the steps between are run again).
 
     Returns:
       ``(LSTMState, hs [T, B, P])``: the state after the last valid step, and the outputs. At
@@ -159,7 +166,11 @@ def lstm(
     over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reset_to": reset_to}
     how = {"reverse": reverse, "noise": noise, "method": method, "unroll": unroll}
     kinds = {"kind": LSTMParams, "state_kind": LSTMState}
-    return run_cell(lstm_step, params, xs, state, clips, by_hand=fused, **kinds, **over_time, **how)
+    hands = {"fused": by_hand(residuals), "onednn": onednn, "cudnn": cudnn}
+    if residuals != "gates" and (method != "fused" or noise is not None):
+        given = f"method {method!r}" if noise is None else "noise"
+        raise ValueError(f"residuals: got {residuals!r} with {given}, expected 'gates'")
+    return run_cell(lstm_step, params, xs, state, clips, by_hand=hands, **kinds, **over_time, **how)
 
 
 def init_lstm(

@@ -5,8 +5,8 @@ Letters: T time, B batch, D input, H hidden, V vocabulary, O outputs.
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import Any, Literal
+from functools import cache, partial
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.dropout import (
+    Noise,
     embedding_dropout,
     locked_dropout,
     recurrent_noise,
@@ -23,6 +24,8 @@ from lstmjax.dropout import (
 )
 from lstmjax.gru import GRUParams, gru, init_gru
 from lstmjax.initializers import GateBias, chrono, uniform_gate
+from lstmjax.lstm import lstm
+from lstmjax.recurrence import recur_compiled
 from lstmjax.rnn import RNNParams, init_rnn, rnn
 from lstmjax.variants import VARIANTS, LearnedState, Variant, init_learned_state, learned_state
 
@@ -39,7 +42,7 @@ CELLS = {
     **VARIANTS,
 }
 
-# The same names, and the laws of init_lstm, for command lines.
+# The same names, the laws of init_lstm, and what products are taken of, for command lines.
 Cell = Literal[
     "lstm", "gru", "rnn", "linear_rnn", "peephole", "cifg", "nig", "nfg", "nog", "niaf", "noaf",
     "fgr", "layer_norm", "refine", "hard_sigmoid", "keras1",
@@ -47,6 +50,7 @@ Cell = Literal[
 Init = Literal[
     "lstmjax", "tf1", "keras1", "keras", "torch", "flax", "nnx_fused", "haiku", "equinox", "haste"
 ]  # fmt: skip
+Precision = Literal["float32", "bfloat16"]
 
 
 def gate_bias(forget_bias: str | None, cell: str) -> float | GateBias | None:
@@ -83,6 +87,103 @@ def gate_bias(forget_bias: str | None, cell: str) -> float | GateBias | None:
     return chrono(value) if law else value
 
 
+# ---- bfloat16 -----------------------------------------------------------------------------------
+
+
+def in_bfloat16(
+    layer: Callable,
+    params: Any,
+    xs: jax.Array,
+    state: Any = None,
+    *,
+    mask: Any = None,
+    lengths: Any = None,
+    resets: Any = None,
+    reset_to: Any = None,
+    reverse: bool = False,
+    noise: Noise | None = None,
+    method: str = "fused",
+    unroll: int = 1,
+    **options,
+) -> tuple[Any, jax.Array]:
+    """A layer whose products have bfloat16 factors, on weights that stay float32.
+
+    Products are summed in float32, gates and the cell state kept in it: mixed precision as of
+    Micikevicius et al. (2018), but with bfloat16, whose range is float32's, so that no loss has to
+    be scaled. All weights are rounded where they are used, biases, peepholes and gains too.
+
+    A weight's gradient is summed over the steps in float32. (Weights rounded once, before the
+    loop, would have it summed in bfloat16 by any loop that JAX differentiates: over 784 steps a
+    bias's gradient is then wrong by half.)
+
+    Args:
+      layer: ``lstm``, ``gru``, ``rnn``, a variant, or a ``functools.partial`` of one.
+      params: its weights, float32.
+      xs: [T, B, D], floating.
+      **options: the layer's own, numbers and names; all others as in ``lstm``.
+
+    Returns:
+      ``(state, hs [T, B, P])``: ``hs`` and ``state.h`` bfloat16, the rest of the state float32, so
+      that it can be handed in again as it is.
+
+    Raises:
+      ValueError: as ``layer``.
+    """
+    checks.shape("xs", xs, ("T", "B", "D"))
+    checks.floating("xs", xs)
+    xs = xs.astype(jnp.bfloat16)
+    over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reverse": reverse}
+    how = {"method": method, "unroll": unroll}
+    if layer is lstm and method not in ("scan", "unrolled") and noise is None:
+        # A derivative by hand takes a weight's gradient in one product after the loop.
+        options |= {"reset_to": reset_to} | over_time | how
+        return layer(_rounded(params), xs, state, **options)
+    first = init_learned_state(params).state
+    first = jax.tree.map(lambda part: jnp.zeros((xs.shape[1], *part.shape), part.dtype), first)
+    if state is not None:
+        checks.states(state, type(first), [part.shape for part in first])
+    start = _kept(first if state is None else state)
+    if reset_to is not None:
+        checks.states(reset_to, type(first), [part.shape for part in first], "reset_to")
+        reset_to = _kept(reset_to)
+    step = _step_in_bfloat16(layer, **options)
+    given = {"noise": noise, "reset_to": reset_to}
+    return recur_compiled(step, params, start, xs, **given, **over_time, **how)
+
+
+@cache  # one function for each layer, so that it is compiled once
+def _step_in_bfloat16(layer: Callable, **options) -> Callable:
+    """The step of a layer: the layer over one step, on weights that are rounded there."""
+
+    def step(params, state, x_t, *, x_mask=None, h_mask=None):
+        noise = None if x_mask is None and h_mask is None else Noise(x_mask, h_mask)
+        given = {"noise": noise, "method": "unrolled"} | options
+        return layer(_rounded(params), x_t[None], state, **given)[0]
+
+    return step
+
+
+def _rounded(params: Any) -> Any:
+    """Weights in bfloat16; the gradient that reaches them is float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+
+
+def _kept(state: Any) -> Any:
+    """A state as a layer in bfloat16 keeps it."""
+    state = jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), state)
+    return state._replace(h=state.h.astype(jnp.bfloat16))
+
+
+def _bfloat16_dot(a: jax.Array, w: jax.Array, dimensions: Any, precision: Any) -> jax.Array:
+    """``jax.lax.dot_general`` of bfloat16 factors, summed in float32."""
+    a, w = a.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    options = {"precision": precision, "preferred_element_type": jnp.float32}
+    return jax.lax.dot_general(a, w, dimensions, **options)
+
+
+# ---- modules ------------------------------------------------------------------------------------
+
+
 class Recurrent(nn.Module):
     """One recurrent layer.
 
@@ -98,6 +199,7 @@ class Recurrent(nn.Module):
       weight_drop: rate of dropping weights of the recurrent kernel.
       zoneout: probability of keeping an element of the old h, and of the old c if there is one.
       learned_state: whether the initial state is learned (zero at the start), or zero.
+      precision: "float32": the layer's own dtypes; "bfloat16": as ``in_bfloat16``.
     """
 
     cell: str
@@ -110,6 +212,7 @@ class Recurrent(nn.Module):
     weight_drop: float = 0.0
     zoneout: float = 0.0
     learned_state: bool = False
+    precision: str = "float32"
 
     @nn.compact
     def __call__(
@@ -121,6 +224,7 @@ class Recurrent(nn.Module):
         layer function's.
         """
         checks.one_of("cell", self.cell, tuple(CELLS))
+        checks.one_of("precision", self.precision, get_args(Precision))
         kind, init, layer = CELLS[self.cell]
         law = {} if self.forget_bias is None else {"forget_bias": self.forget_bias}
         if law and self.cell not in VARIANTS:
@@ -139,6 +243,7 @@ class Recurrent(nn.Module):
         noise = recurrent_noise(of_noise, params, xs, **rates)
         options |= {"noise": noise} if any(part is not None for part in noise) else {}
         params = weight_drop(of_weights, params, self.weight_drop)
+        layer = layer if self.precision == "float32" else partial(in_bfloat16, layer)
         if self.learned_state:
             first = init_learned_state(params).state
             start = self.param("state", lambda _: first._asdict())
@@ -152,6 +257,9 @@ class SequenceModel(nn.Module):
     Attributes:
       cell, hidden_size, cell_init, forget_bias, method, unroll, recurrent_dropout, weight_drop,
         zoneout, learned_state: of every recurrent layer (see ``Recurrent``).
+      precision: "float32", or "bfloat16": every product, of the dense layers too, has bfloat16
+        factors and is summed in float32. Parameters, their gradients, dense biases and outputs
+        are float32 as ever.
       output_size: O.
       num_layers: recurrent layers.
       every_step: the head reads every output of the top layer, or only its final h.
@@ -192,6 +300,7 @@ class SequenceModel(nn.Module):
     word_dropout: float = 0.0
     unknown_id: int | None = None
     padding_id: int | None = None
+    precision: str = "float32"
 
     @nn.compact
     def __call__(
@@ -235,6 +344,7 @@ class SequenceModel(nn.Module):
                 self.weight_drop,
                 self.zoneout,
                 self.learned_state,
+                self.precision,
                 name=f"layer_{number}",
             )
             final, hs = layer(hs, state, mask=mask, key=_key(key, "recurrent", number))
@@ -271,8 +381,10 @@ class SequenceModel(nn.Module):
         return jnp.take(table, inputs, axis=0)
 
     def _dense(self, size: int, kernel_init: Callable, bias_init: Callable, name: str, x):
-        dense = nn.Dense(size, kernel_init=kernel_init, bias_init=bias_init, name=name)
-        return dense(x)
+        inits = {"kernel_init": kernel_init, "bias_init": bias_init}
+        if self.precision == "bfloat16":  # dtype is that of the sums
+            inits |= {"dtype": jnp.float32, "dot_general": _bfloat16_dot}
+        return nn.Dense(size, **inits, name=name)(x)
 
 
 # The numbers of layers are folded into a key as they are, so these start above any of them.

@@ -14,7 +14,7 @@ A cell is a pure function ``step(state, x_t) -> state`` whose state is a NamedTu
 ``layer(params, xs, state, **options) -> (state, hs)``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -158,7 +158,7 @@ def recur_compiled(
     noise: Noise | None = None,
     traced: dict[str, Any] | None = None,
     static: tuple[tuple[str, Any], ...] = (),
-    by_hand: Callable | None = None,
+    by_hand: Mapping[str, Callable] | None = None,
 ) -> tuple[Any, jax.Array]:
     """``recur`` of a cell, as one compiled program even where the caller does not compile.
 
@@ -167,8 +167,8 @@ def recur_compiled(
       params: the cell's weights.
       traced: options of ``step`` that are numbers or None.
       static: options of ``step`` that choose the program, as (name, value) pairs.
-      by_hand: ``by_hand(params, state, xs, **arrays, reverse, unroll, **traced)``, the same
-        recurrence with a derivative of its own, for ``method="fused"`` without noise.
+      by_hand: by method, ``run(params, state, xs, **arrays, reverse, unroll, **traced)``: the same
+        recurrence by other means. They know no noise: with it "fused" is "scan", and others refuse.
       state, xs, mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``recur``.
 
     Returns:
@@ -177,17 +177,21 @@ def recur_compiled(
     Raises:
       ValueError: as ``recur``.
     """
-    checks.running(reverse, method, unroll)
+    by_hand = by_hand or {}
+    checks.running(reverse, method, unroll, tuple(by_hand))
     steps, batch = xs.shape[:2]
     valid = checks.valid_steps(steps, batch, mask, lengths)  # here, where lengths have values
     reset = checks.reset_steps(steps, batch, resets)
     if noise is not None:
         check_noise(noise, xs, state)
+        noise = noise if jax.tree.leaves(noise) else None  # one without masks drops nothing
     arrays = {"mask": valid, "resets": reset, "reset_to": reset_to, "noise": noise}
-    if method == "fused" and by_hand is not None and noise is None:
+    if noise is not None and method not in checks.METHODS:
+        raise ValueError(f"noise: got masks with method {method!r}, expected None")
+    if method in by_hand and noise is None:
         del arrays["noise"]
         return _compiled_by_hand(
-            by_hand, params, state, xs, arrays, traced or {}, reverse, int(unroll)
+            by_hand[method], params, state, xs, arrays, traced or {}, reverse, int(unroll)
         )
     return _compiled(
         step, params, state, xs, arrays, traced or {}, static, reverse, method, int(unroll)

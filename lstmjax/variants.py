@@ -29,6 +29,7 @@ from jax.numpy import tanh
 
 from lstmjax import checks
 from lstmjax.cells import functions, linear, variant
+from lstmjax.fused import by_hand
 from lstmjax.gated import clipped, peep
 from lstmjax.gru import GRUParams, GRUState
 from lstmjax.initializers import gated_kernels
@@ -107,7 +108,9 @@ def _refine(params, state, z, cell_clip):
     return sigmoid(peep(params, 2, z[3], c)) * tanh(c), c
 
 
-cifg_step, cifg, init_cifg = variant("cifg", _cifg, ("-f", "g", "o"), 2)
+cifg_step, cifg, init_cifg = variant(
+    "cifg", _cifg, ("-f", "g", "o"), 2, by_hand=by_hand(coupled=True)
+)
 nig_step, nig, init_nig = variant("nig", _nig, ("f", "g", "o"), 2)
 nfg_step, nfg, init_nfg = variant("nfg", _nfg, ("i", "g", "o"), 2)
 nog_step, nog, init_nog = variant("nog", _nog, ("i", "f", "g"), 2)

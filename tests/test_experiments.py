@@ -156,6 +156,36 @@ def test_predict_without_a_run_is_one_line(tmp_path, cache):
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
+SHORT = {
+    "sin": "--preset keras --updates 6 --frame-every 3",
+    "forecast": "--preset rnn --epochs 2 --steps 7",
+    "imdb": "--data offline --limit 64 --epochs 1 --batch-size 16 --hidden-size 8",
+    "mnist": "--data offline --limit 64 --epochs 1 --batch-size 16 --hidden-size 8",
+}
+
+
+@pytest.mark.parametrize("name", list(SHORT))
+def test_a_run_in_bfloat16_keeps_float32_weights(name, tmp_path, cache):
+    command = f"{name} {SHORT[name]} --devices 2 --precision bfloat16 --out here"
+    done = run(command, tmp_path, cache)
+    assert done.stderr == ""
+    record = json.loads((tmp_path / "here" / "record.json").read_text())
+    assert validate(record) == [] and record["config"]["precision"] == "bfloat16"
+    weights = load_file(tmp_path / "here" / "params.safetensors")
+    assert {leaf.dtype.name for leaf in weights.values()} == {"float32"}
+    # Numbers that bfloat16 holds have 16 bits of zeros; trained weights are others.
+    assert all(np.any(leaf.view(np.uint32) & 0xFFFF) for leaf in weights.values())
+    numbers = [v for v in record["metrics"].values() if isinstance(v, float)]
+    assert numbers and np.isfinite(numbers).all()
+
+
+@pytest.mark.parametrize("name", list(SHORT))
+def test_an_unknown_precision_is_one_clear_line(name, tmp_path, cache, monkeypatch, capsys):
+    text = "--precision: got 'float16', expected one of float32, bfloat16"
+    flags = "--precision float16"
+    test_a_wrong_value_is_one_clear_line(name, flags, text, tmp_path, cache, monkeypatch, capsys)
+
+
 def test_an_old_folder_is_never_written_into(tmp_path, cache):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "notes.txt").write_text("mine")

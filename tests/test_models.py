@@ -1,5 +1,6 @@
 """The models: sizes of the source programs, and what they compute, against the core's functions."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 from typing import get_args
@@ -27,7 +28,7 @@ from lstmjax import (
 )
 from lstmjax import models as module
 from lstmjax.initializers import INITS
-from lstmjax.models import Cell, Init, Recurrent, SequenceModel, gate_bias
+from lstmjax.models import Cell, Init, Precision, Recurrent, SequenceModel, gate_bias
 from lstmjax.variants import VARIANTS, FGRParams, fgr
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -57,6 +58,17 @@ def test_presets_have_the_sources_sizes(name, preset, inputs, count):
     model = module.make_model(module.PRESETS[preset])
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs)["params"])
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
+
+
+@pytest.mark.parametrize("name", ["sin", "forecast", "imdb", "mnist"])
+def test_the_precision_reaches_the_model_and_makes_another_row(name):
+    module = script(name)
+    for settings in module.PRESETS.values():
+        assert module.make_model(settings).precision == "float32"
+        short = dataclasses.replace(settings, precision="bfloat16")
+        assert module.make_model(short).precision == "bfloat16"
+        assert module.matching_row(settings, module.ROWS) is not None
+        assert module.matching_row(short, module.ROWS) is None
 
 
 def test_initial_laws_reach_the_parameters():
@@ -142,6 +154,7 @@ def test_unknown_cells_are_named():
 def test_every_cell_and_law_has_its_name_on_the_command_line():
     assert get_args(Cell) == tuple(module.CELLS) and set(VARIANTS) < set(module.CELLS)
     assert get_args(Init) == INITS
+    assert get_args(Precision) == ("float32", "bfloat16")
     xs = jnp.ones((4, 2, 3))
     for cell in module.CELLS:
         layer = Recurrent(cell, 5)

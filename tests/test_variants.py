@@ -112,7 +112,8 @@ def signature(function):
 @pytest.mark.parametrize("name", OWN)
 def test_signatures_are_the_lstms(name):
     assert signature(STEPS[name]) == signature(lstm_step)
-    assert signature(VARIANTS[name].layer) == signature(lstm)
+    of_lstm = [p for p in signature(lstm) if p[0] != "residuals"]
+    assert signature(VARIANTS[name].layer) == of_lstm
     assert signature(VARIANTS[name].init) == signature(init_lstm)
     for function in (STEPS[name], VARIANTS[name].layer, VARIANTS[name].init):
         assert function.__doc__ and function.__name__ != "step"
