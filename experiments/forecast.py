@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
 from lstmjax.data import sin
-from lstmjax.models import Cell, Init, Precision, SequenceModel
+from lstmjax.models import Cell, Init, Method, Precision, SequenceModel
 from lstmjax.records import Run, matching_row, params_sha256
 from lstmjax.variants import VARIANTS
 
@@ -54,8 +54,8 @@ class Config:
     """All 950 windows, or the tutorial's 949, which leave out the last one."""
     steps: int = 50
     """Values to forecast."""
-    method: Literal["fused", "scan", "unrolled"] = "fused"
-    """How the recurrence runs."""
+    method: Method = "fused"
+    """How the recurrence runs; onednn and cudnn know the plain LSTM alone, where installed."""
     unroll: int = 1
     """Steps written out in one iteration of the scan."""
     precision: Precision = "float32"

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from lstmjax import checkpoint, cli, losses, optim, parallel, train
 from lstmjax.data import Dataset, imdb, text
 from lstmjax.initializers import uniform
-from lstmjax.models import Cell, Init, Precision, SequenceModel, gate_bias
+from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, gate_bias
 from lstmjax.records import Run, RunError, matching_row, write_file
 from lstmjax.scores import Scores, finish
 from lstmjax.variants import VARIANTS
@@ -98,8 +98,8 @@ class Config:
     """Whether to score the test reviews after every epoch, as the tutorial does."""
     limit: int | None = None
     """Use only the first so many reviews of every split: a look, not a result."""
-    method: Literal["fused", "scan", "unrolled"] = "fused"
-    """How the recurrence runs."""
+    method: Method = "fused"
+    """How the recurrence runs; onednn and cudnn know the plain LSTM alone, where installed."""
     unroll: int = 1
     """Steps written out in one iteration of the scan."""
     precision: Precision = "float32"

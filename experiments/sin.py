@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
 from lstmjax.data import sin
-from lstmjax.models import Cell, Init, Precision, SequenceModel, glorot, zeros
+from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, glorot, zeros
 from lstmjax.records import Run, matching_row, params_sha256
 from lstmjax.variants import VARIANTS
 
@@ -63,8 +63,8 @@ class Config:
     """Updates between two frames of the animation."""
     live: bool = False
     """Whether to show the fit in a window as it is learned."""
-    method: Literal["fused", "scan", "unrolled"] = "fused"
-    """How the recurrence runs."""
+    method: Method = "fused"
+    """How the recurrence runs; onednn and cudnn know the plain LSTM alone, where installed."""
     unroll: int = 1
     """Steps written out in one iteration of the scan."""
     precision: Precision = "float32"

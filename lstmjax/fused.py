@@ -144,7 +144,11 @@ def fused(
         reset_to = None
     elif reset_to is None:
         reset_to = jax.tree.map(jnp.zeros_like, state)
-    weights = (params.w_h, params.peephole, params.w_proj)
+    # Kept apart from their dtype, so that the gradients of pieces are summed in float32 at least.
+    w_x, b, *weights = (
+        None if w is None else w.astype(kinds.keep)
+        for w in (params.w_x, params.b, params.w_h, params.peephole, params.w_proj)
+    )
     state, reset_to = varying_like((state, reset_to), (xs, params, mask, resets, reset_to))
     # Steps that fill no whole piece are a sequence of their own.
     whole = steps - steps % piece if piece else steps
@@ -153,7 +157,7 @@ def fused(
     for part in reversed(parts) if reverse else parts:
         at = (xs, mask, resets) if len(parts) == 1 else _at(part, (xs, mask, resets))
         own = how._replace(piece=min(piece, len(at[0])))
-        inputs = _Inputs(at[0], params.w_x, params.b, *weights, state, reset_to)
+        inputs = _Inputs(at[0], w_x, b, *weights, state, reset_to)
         known = _Known(at[1], at[2], cell_clip, proj_clip)
         state, outputs[part.start] = _recurrence(own, inputs, known)
     hs = [outputs[part.start] for part in parts]

@@ -5,7 +5,7 @@ Letters: T time, B batch, D input, H hidden, V vocabulary, O outputs.
 
 import math
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal, get_args
 
 import flax.linen as nn
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.dropout import (
-    Noise,
     embedding_dropout,
     locked_dropout,
     recurrent_noise,
@@ -24,8 +23,7 @@ from lstmjax.dropout import (
 )
 from lstmjax.gru import GRUParams, gru, init_gru
 from lstmjax.initializers import GateBias, chrono, uniform_gate
-from lstmjax.lstm import lstm
-from lstmjax.recurrence import recur_compiled
+from lstmjax.precision import bfloat16_dot, in_bfloat16
 from lstmjax.rnn import RNNParams, init_rnn, rnn
 from lstmjax.variants import VARIANTS, LearnedState, Variant, init_learned_state, learned_state
 
@@ -42,7 +40,7 @@ CELLS = {
     **VARIANTS,
 }
 
-# The same names, the laws of init_lstm, and what products are taken of, for command lines.
+# For command lines: the same names, the laws of init_lstm, what products are taken of, methods.
 Cell = Literal[
     "lstm", "gru", "rnn", "linear_rnn", "peephole", "cifg", "nig", "nfg", "nog", "niaf", "noaf",
     "fgr", "layer_norm", "refine", "hard_sigmoid", "keras1",
@@ -51,6 +49,7 @@ Init = Literal[
     "lstmjax", "tf1", "keras1", "keras", "torch", "flax", "nnx_fused", "haiku", "equinox", "haste"
 ]  # fmt: skip
 Precision = Literal["float32", "bfloat16"]
+Method = Literal["fused", "scan", "unrolled", "onednn", "cudnn"]
 
 
 def gate_bias(forget_bias: str | None, cell: str) -> float | GateBias | None:
@@ -87,100 +86,6 @@ def gate_bias(forget_bias: str | None, cell: str) -> float | GateBias | None:
     return chrono(value) if law else value
 
 
-# ---- bfloat16 -----------------------------------------------------------------------------------
-
-
-def in_bfloat16(
-    layer: Callable,
-    params: Any,
-    xs: jax.Array,
-    state: Any = None,
-    *,
-    mask: Any = None,
-    lengths: Any = None,
-    resets: Any = None,
-    reset_to: Any = None,
-    reverse: bool = False,
-    noise: Noise | None = None,
-    method: str = "fused",
-    unroll: int = 1,
-    **options,
-) -> tuple[Any, jax.Array]:
-    """A layer whose products have bfloat16 factors, on weights that stay float32.
-
-    Products are summed in float32, gates and the cell state kept in it: mixed precision as of
-    Micikevicius et al. (2018), but with bfloat16, whose range is float32's, so that no loss has to
-    be scaled. All weights are rounded where they are used, biases, peepholes and gains too.
-
-    A weight's gradient is summed over the steps in float32. (Weights rounded once, before the
-    loop, would have it summed in bfloat16 by any loop that JAX differentiates: over 784 steps a
-    bias's gradient is then wrong by half.)
-
-    Args:
-      layer: ``lstm``, ``gru``, ``rnn``, a variant, or a ``functools.partial`` of one.
-      params: its weights, float32.
-      xs: [T, B, D], floating.
-      **options: the layer's own, numbers and names; all others as in ``lstm``.
-
-    Returns:
-      ``(state, hs [T, B, P])``: ``hs`` and ``state.h`` bfloat16, the rest of the state float32, so
-      that it can be handed in again as it is.
-
-    Raises:
-      ValueError: as ``layer``.
-    """
-    checks.shape("xs", xs, ("T", "B", "D"))
-    checks.floating("xs", xs)
-    xs = xs.astype(jnp.bfloat16)
-    over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reverse": reverse}
-    how = {"method": method, "unroll": unroll}
-    if layer is lstm and method not in ("scan", "unrolled") and noise is None:
-        # A derivative by hand takes a weight's gradient in one product after the loop.
-        options |= {"reset_to": reset_to} | over_time | how
-        return layer(_rounded(params), xs, state, **options)
-    first = init_learned_state(params).state
-    first = jax.tree.map(lambda part: jnp.zeros((xs.shape[1], *part.shape), part.dtype), first)
-    if state is not None:
-        checks.states(state, type(first), [part.shape for part in first])
-    start = _kept(first if state is None else state)
-    if reset_to is not None:
-        checks.states(reset_to, type(first), [part.shape for part in first], "reset_to")
-        reset_to = _kept(reset_to)
-    step = _step_in_bfloat16(layer, **options)
-    given = {"noise": noise, "reset_to": reset_to}
-    return recur_compiled(step, params, start, xs, **given, **over_time, **how)
-
-
-@cache  # one function for each layer, so that it is compiled once
-def _step_in_bfloat16(layer: Callable, **options) -> Callable:
-    """The step of a layer: the layer over one step, on weights that are rounded there."""
-
-    def step(params, state, x_t, *, x_mask=None, h_mask=None):
-        noise = None if x_mask is None and h_mask is None else Noise(x_mask, h_mask)
-        given = {"noise": noise, "method": "unrolled"} | options
-        return layer(_rounded(params), x_t[None], state, **given)[0]
-
-    return step
-
-
-def _rounded(params: Any) -> Any:
-    """Weights in bfloat16; the gradient that reaches them is float32."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-
-
-def _kept(state: Any) -> Any:
-    """A state as a layer in bfloat16 keeps it."""
-    state = jax.tree.map(lambda part: jnp.asarray(part, jnp.float32), state)
-    return state._replace(h=state.h.astype(jnp.bfloat16))
-
-
-def _bfloat16_dot(a: jax.Array, w: jax.Array, dimensions: Any, precision: Any) -> jax.Array:
-    """``jax.lax.dot_general`` of bfloat16 factors, summed in float32."""
-    a, w = a.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    options = {"precision": precision, "preferred_element_type": jnp.float32}
-    return jax.lax.dot_general(a, w, dimensions, **options)
-
-
 # ---- modules ------------------------------------------------------------------------------------
 
 
@@ -192,7 +97,7 @@ class Recurrent(nn.Module):
         ``variants.VARIANTS``.
       hidden_size: H.
       cell_init: the cell's initial law, as ``init`` of ``init_lstm``, ``init_gru``, ``init_rnn``.
-      method: "fused", "scan" or "unrolled", as in ``lstm``.
+      method: as in ``lstm``.
       unroll: steps written out in one iteration of the scan.
       forget_bias: as in ``init_lstm``; None with a GRU or an RNN.
       recurrent_dropout: rate of masks on h_{t-1}, one for each gate, the same at all steps.
@@ -383,7 +288,7 @@ class SequenceModel(nn.Module):
     def _dense(self, size: int, kernel_init: Callable, bias_init: Callable, name: str, x):
         inits = {"kernel_init": kernel_init, "bias_init": bias_init}
         if self.precision == "bfloat16":  # dtype is that of the sums
-            inits |= {"dtype": jnp.float32, "dot_general": _bfloat16_dot}
+            inits |= {"dtype": jnp.float32, "dot_general": bfloat16_dot}
         return nn.Dense(size, **inits, name=name)(x)
 
 

@@ -15,7 +15,7 @@ import tyro
 
 from lstmjax import cli
 from lstmjax.records import RunError, write_file
-from lstmjax.tables import benchmarks, load, load_groups, load_parity, readme_table
+from lstmjax.tables import benchmarks, load, load_groups, load_parity, load_timed, readme_table
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
@@ -98,7 +98,9 @@ def table(options: Table) -> None:
     if not end:
         raise RunError(f"{options.readme}: expected the lines {BEGIN} and {END}, one after another")
     texts = {
-        options.benchmarks: benchmarks(groups, load_parity(options.results)),
+        options.benchmarks: benchmarks(
+            groups, load_parity(options.results), load_timed(options.results)
+        ),
         options.readme: f"{before}{BEGIN}\n{readme_table(groups)}\n{END}{after}",
     }
     for path, text in texts.items():

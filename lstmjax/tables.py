@@ -9,11 +9,12 @@ import json
 import math
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lstmjax import gpu_tables, peer_tables, timing_tables
 from lstmjax.records import RunError, validate
 from lstmjax.schema import SECONDS
 
@@ -96,7 +97,7 @@ class Group:
     """Runs that differ only in their seeds, in the order of their seeds.
 
     Attributes:
-      row: a key of ROWS, or "parity".
+      row: a key of ROWS, "parity", or an experiment that times layers.
       name: "lstmjax", or the peer's framework and version.
       records: the records.
       files: the records' file names.
@@ -178,6 +179,21 @@ def load_parity(results: str | Path) -> list[Group]:
     return groups
 
 
+def load_timed(results: str | Path) -> dict[str, list[Group]]:
+    """Every record of the experiments that time layers, by experiment, each a group of its own.
+
+    Raises:
+      RunError: a file is no record.
+    """
+    found = {experiment: [] for experiment in _TIMED}
+    for path in sorted(Path(results).glob("*.json")):
+        record = load(path)
+        experiment = record["experiment"]
+        if experiment in found:
+            found[experiment].append(Group(experiment, "lstmjax", (record,), (path.name,)))
+    return found
+
+
 def _row_of(record: Mapping[str, Any]) -> str | None:
     return record["peer"]["row"] if "peer" in record else record.get("row")
 
@@ -195,8 +211,12 @@ def _group_key(row: str, record: Mapping[str, Any]) -> tuple[str, ...]:
 # ---- writing ------------------------------------------------------------------------------------
 
 
-def benchmarks(groups: Sequence[Group], parity: Sequence[Group] = ()) -> str:
-    """The whole text of BENCHMARKS.md; the arguments from ``load_groups`` and ``load_parity``."""
+def benchmarks(
+    groups: Sequence[Group],
+    parity: Sequence[Group] = (),
+    timed: Mapping[str, Sequence[Group]] | None = None,
+) -> str:
+    """The whole text of BENCHMARKS.md, from ``load_groups``, ``load_parity``, ``load_timed``."""
     lines = [
         "# Benchmarks", "",
         "Written by `python -m lstmjax.records table` from the records in experiments/results/; "
@@ -212,6 +232,9 @@ def benchmarks(groups: Sequence[Group], parity: Sequence[Group] = ()) -> str:
             lines += ["", *_section(row, spec, members)]
     if parity:
         lines += ["", *_parity_section(parity)]
+    for experiment, members in (timed or {}).items():
+        if members or experiment == "gpu":  # whose section says what is not measured
+            lines += ["", *_TIMED[experiment](members)]
     return "\n".join(lines) + "\n"
 
 
@@ -251,6 +274,19 @@ def _parity_section(groups: Sequence[Group]) -> list[str]:
             lines.append(_line([name, versions, str(record["metrics"][f"{name}_cases"]), *cells]))
         lines += ["", *_provenance(group)]
     return lines
+
+
+def _each(section: Callable, groups: Sequence[Group]) -> list[str]:
+    """The section of every record, and where it comes from."""
+    return sum(([*section(g.records[0]), "", *_provenance(g), ""] for g in groups), [])[:-1]
+
+
+_TIMED = {
+    "peer-layers": lambda groups: _each(peer_tables.section, groups),
+    "scan_vs_unrolled": lambda groups: timing_tables.comparison_section(groups, _provenance),
+    "scaling": lambda groups: timing_tables.scaling_section(groups, _provenance),
+    "gpu": lambda groups: _each(gpu_tables.section, groups) or gpu_tables.section(None),
+}
 
 
 def _provenance(group: Group) -> list[str]:

@@ -15,7 +15,8 @@ import variants_oracle as slow
 from problems import QUICK, holes_and_resets
 
 from lstmjax import LSTMState, losses, lstm, optim, recurrent_noise, train
-from lstmjax.models import CELLS, Recurrent, SequenceModel, in_bfloat16
+from lstmjax.models import CELLS, Recurrent, SequenceModel
+from lstmjax.precision import in_bfloat16
 
 T, B, D, E, H, O = 5, 3, 3, 4, 4, 2  # noqa: E741
 SHORT = 2.0**-8
