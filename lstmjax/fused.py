@@ -172,7 +172,7 @@ def steps_of_a_piece(steps: int, residuals: str) -> int:
         return steps
     else:
         aim = -(-steps // PIECES)
-    near = [n for n in range(max(aim // 2, 1), 2 * aim) if steps % n == 0]
+    near = [n for n in range(max(aim // 2, 2), 2 * aim) if steps % n == 0]
     return min(near, key=lambda n: max(n / aim, aim / n), default=aim)
 
 

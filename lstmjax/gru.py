@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.dropout import Noise
+from lstmjax.fused_cells import by_hand
 from lstmjax.initializers import glorot, orthogonal, per_gate
 from lstmjax.recurrence import product, recur_compiled
 
@@ -126,8 +127,9 @@ def gru(
       xs: [T, B, D] inputs, floating.
       state: ``GRUState(h [B, H])`` before the first step, or None for zeros.
       reset_after: as in ``gru_step``.
-      mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``lstm``; "fused" is
-        "scan" here.
+      mask, lengths, resets, reset_to, reverse, noise, unroll: as in ``lstm``.
+      method: "fused" (a scan whose derivative is written by hand: fused_cells.py; with ``noise`` it
+        is "scan"), "scan" or "unrolled", as in ``lstm``; the results are the same.
 
     Returns:
       ``(GRUState, hs [T, B, H])``, with the rules of ``lstm`` for invalid steps.
@@ -153,6 +155,7 @@ def gru(
         state,
         xs,
         static=(("reset_after", reset_after),),
+        by_hand={"fused": by_hand("after" if reset_after else "before")},
         mask=mask,
         lengths=lengths,
         resets=resets,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.dropout import Noise
+from lstmjax.fused_cells import by_hand
 from lstmjax.initializers import glorot, orthogonal, uniform
 from lstmjax.recurrence import product, recur_compiled
 
@@ -106,8 +107,9 @@ def rnn(
       xs: [T, B, D] inputs, floating.
       state: ``RNNState(h [B, H])`` before the first step, or None for zeros.
       activation: "tanh", "relu" or "linear".
-      mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``lstm``; "fused" is
-        "scan" here.
+      mask, lengths, resets, reset_to, reverse, noise, unroll: as in ``lstm``.
+      method: "fused" (a scan whose derivative is written by hand: fused_cells.py; with ``noise`` it
+        is "scan"), "scan" or "unrolled", as in ``lstm``; the results are the same.
 
     Returns:
       ``(RNNState, hs [T, B, H])``, with the rules of ``lstm`` for invalid steps.
@@ -133,6 +135,7 @@ def rnn(
         state,
         xs,
         static=(("activation", activation),),
+        by_hand={"fused": by_hand(activation)},
         mask=mask,
         lengths=lengths,
         resets=resets,

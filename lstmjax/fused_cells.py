@@ -1,0 +1,380 @@
+"""The recurrences of the simple RNN and of the GRU with a derivative written by hand.
+
+As in fused.py: the derivative of the whole loop is written down as another loop over time that is
+linear in the tangents (a dot: its tangent), and JAX turns it round. Here everything that does not
+depend on ḣ_{t-1} ends in one array e [T, B, H], taken for many steps at once:
+
+    simple RNN          ḣ_t = e_t + k_t ⊙ ḣ_{t-1} W_h
+                        e_t = k_t ⊙ [ẋ_t W_x + x_t Ẇ_x + h_{t-1} Ẇ_h + ḃ]
+
+    GRU, reset after    ḣ_t = e_t + z_t ⊙ ḣ_{t-1} + Σ_j κ^j_t ⊙ ḣ_{t-1} W_hj        j of r, z, n
+                        e_t = Σ_j k^j_t ⊙ [ẋ_t W_xj + x_t Ẇ_xj + ḃ_j]
+                            + Σ_j κ^j_t ⊙ [h_{t-1} Ẇ_hj] + κ^n_t ⊙ [ḃ_n]
+
+    GRU, reset before   ṁ_t = r_t ⊙ ḣ_{t-1} + ρ_t ⊙ (s_t + ḣ_{t-1} W_hr),   ρ = h_{t-1} r (1 − r)
+                        ḣ_t = e_t + z_t ⊙ ḣ_{t-1} + k^z_t ⊙ ḣ_{t-1} W_hz + k^n_t ⊙ ṁ_t W_hn
+                        s_t = [ẋ_t W_xr + x_t Ẇ_xr + h_{t-1} Ẇ_hr + ḃ_r],   m = r ⊙ h_{t-1}
+                        e_t = k^z_t ⊙ [… as s_t, of z] + k^n_t ⊙ [ẋ_t W_xn + x_t Ẇ_xn + m Ẇ_hn + ḃ]
+
+    k = φ'                                                                       simple RNN
+    k^z = (h_{t-1} − n) z (1 − z),   k^n = (1 − z) (1 − n²)                             GRU
+    k^r = k^n a r (1 − r),   κ^r = k^r,   κ^z = k^z,   κ^n = k^n r,   a = h_{t-1} W_hn + b_n
+
+So the backward loop holds one product with W_hᵀ (reset before: two), and the gradients of the
+weights are one product each after it. What waits in memory between the loops is the output and,
+for the GRU, r, z, n and a (reset before: r, z, n), [T, B, H] each.
+"""
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstmjax import checks
+from lstmjax.fused import (
+    _at,
+    _cut,
+    _dense,
+    _flat,
+    _hold,
+    _is_zero,
+    _joint,
+    _known_zero_is_none,
+    _reset,
+    _shifted,
+    steps_of_a_piece,
+)
+from lstmjax.recurrence import product, varying_like
+
+
+class _Inputs(NamedTuple):
+    """What the recurrence is differentiated with respect to."""
+
+    xs: jax.Array
+    w_x: jax.Array
+    w_h: jax.Array
+    b: jax.Array | None
+    b_n: jax.Array | None
+    state: Any
+    reset_to: Any  # None without resets
+
+
+class _Known(NamedTuple):
+    """What it is not differentiated with respect to."""
+
+    valid: jax.Array | None  # [T, B] bool
+    resets: jax.Array | None  # [T, B] bool
+
+
+class _How(NamedTuple):
+    """What chooses the program."""
+
+    kinds: checks.Dtypes
+    reverse: bool
+    unroll: int
+    cell: str
+    piece: int  # steps
+
+
+class _Kept(NamedTuple):
+    """What the forward loop leaves for the derivative, [T, B, H] each."""
+
+    gates: tuple
+    h: jax.Array | None  # after each step; None where it is the output
+
+
+@lru_cache
+def by_hand(cell: str):
+    """``fused`` of this cell: the same function whenever it is the same cell."""
+    return partial(fused, cell=cell)
+
+
+def fused(
+    params: Any,
+    state: Any,
+    xs: jax.Array,
+    *,
+    cell: str,
+    mask: jax.Array | None = None,
+    resets: jax.Array | None = None,
+    reset_to: Any = None,
+    reverse: bool = False,
+    unroll: int = 1,
+) -> tuple[Any, jax.Array]:
+    """``rnn`` or ``gru`` by ``method="fused"``; the arguments are checked by then.
+
+    Args:
+      params: ``RNNParams`` or ``GRUParams``.
+      state: ``RNNState(h [B, H])`` or ``GRUState(h [B, H])`` in the layer's dtype.
+      xs: [T, B, D].
+      cell: the simple RNN with this activation, "tanh", "relu" or "linear"; the GRU with the reset
+        "after" or "before" the product.
+      mask, resets: [T, B] bool, or None.
+      reset_to: a state like ``state``, or None for zeros.
+      reverse, unroll: as in ``lstm``.
+
+    Returns:
+      ``(state, hs [T, B, H])``, as ``rnn`` and ``gru``.
+    """
+    steps = len(xs)
+    piece = steps_of_a_piece(steps, "gates")
+    kinds = checks.dtypes(xs, params)
+    how = _How(kinds, reverse, min(unroll, piece) or 1, cell, piece)
+    if mask is not None:
+        xs = jnp.where(mask[:, :, None], xs, jnp.zeros((), xs.dtype))
+        resets = None if resets is None else resets & mask
+    if resets is None:
+        reset_to = None
+    elif reset_to is None:
+        reset_to = jax.tree.map(jnp.zeros_like, state)
+    # Kept apart from their dtype, so that the gradients of pieces are summed in float32 at least.
+    weights = (params.w_x, params.w_h, params.b, getattr(params, "b_n", None))
+    weights = [None if w is None else w.astype(kinds.keep) for w in weights]
+    state, reset_to = varying_like((state, reset_to), (xs, params, mask, resets, reset_to))
+    # Steps that fill no whole piece are a sequence of their own.
+    whole = steps - steps % piece if piece else steps
+    parts = [slice(whole)] + ([slice(whole, steps)] if whole < steps else [])
+    outputs = {}
+    for part in reversed(parts) if reverse else parts:
+        at = (xs, mask, resets) if len(parts) == 1 else _at(part, (xs, mask, resets))
+        own = how._replace(piece=min(piece, len(at[0])))
+        inputs = _Inputs(at[0], *weights, state, reset_to)
+        state, outputs[part.start] = _recurrence(own, inputs, _Known(*at[1:]))
+    hs = [outputs[part.start] for part in parts]
+    return state, hs[0] if len(hs) == 1 else jnp.concatenate(hs)
+
+
+def _recurrence(how: _How, inputs: _Inputs, known: _Known) -> tuple[Any, jax.Array]:
+    @jax.custom_jvp
+    def run(inputs, known):
+        return _forward(how, inputs, known, keep=False)[:2]
+
+    def run_jvp(primals, tangents):
+        inputs, known = primals
+        final, hs, kept = _forward(how, inputs, known, keep=True)
+        return (final, hs), _tangent(how, inputs, known, kept, hs, tangents[0])
+
+    run.defjvp(run_jvp, symbolic_zeros=True)
+    return run(inputs, known)
+
+
+def _forward(how: _How, inputs: _Inputs, known: _Known, keep: bool) -> tuple[Any, jax.Array, Any]:
+    """The recurrence itself, and what its derivative needs."""
+    kinds, state_kind = how.kinds, type(inputs.state)
+    held = known.valid is not None or known.resets is not None
+    step = {"after": _gru_after, "before": _gru_before}.get(how.cell, _rnn)
+
+    def body(state, at_t):
+        x_t, valid_t, reset_t = at_t
+        old = _reset(reset_t, inputs.reset_to, state)
+        h, gates = step(how, inputs, x_t, old.h)
+        after, h_t = _hold(valid_t, state_kind(h.astype(kinds.compute)), old)
+        return after, (h_t, _Kept(gates, after.h if held else None) if keep else None)
+
+    at = (inputs.xs, known.valid, known.resets)
+    final, (hs, kept) = jax.lax.scan(body, inputs.state, at, reverse=how.reverse, unroll=how.unroll)
+    return final, hs, kept
+
+
+def _tangent(
+    how: _How, inputs: _Inputs, known: _Known, kept: _Kept, hs: jax.Array, dots: _Inputs
+) -> tuple[Any, jax.Array]:
+    """The tangents of the final state and of hs: linear in ``dots``, the tangents of ``inputs``."""
+    given = jax.tree.map(_known_zero_is_none, dots, is_leaf=_is_zero)
+    states = (dots.state, dots.reset_to)
+    state, reset_to = jax.tree.map(_dense, states, is_leaf=_is_zero)
+    state, reset_to = varying_like((state, reset_to), (inputs, known, given, state, reset_to))
+    kept = kept if kept.h is not None else kept._replace(h=hs)
+
+    def piece(state, at):
+        x, dot_x, kept, valid, resets, before = at
+        own, known = inputs._replace(xs=x, state=before), _Known(valid, resets)
+        run = _piece_of_tangent(how, own, known, kept)
+        return run(given._replace(xs=dot_x), state, reset_to)
+
+    at = _cut((inputs.xs, given.xs, kept, known.valid, known.resets), how.piece)
+    before = _before_pieces(how, inputs.state, kept.h)
+    count = len(before.h)
+    if count == 1:
+        return piece(state, jax.tree.map(lambda a: a[0], (*at, before)))
+    # What a piece computes of its residuals is not kept: that is what the pieces are for.
+    piece = jax.checkpoint(
+        piece, prevent_cse=False, policy=jax.checkpoint_policies.nothing_saveable
+    )
+    final, dot_hs = jax.lax.scan(piece, state, (*at, before), reverse=how.reverse)
+    return final, _joint(dot_hs)
+
+
+def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, kept: _Kept):
+    """``run(given, state, reset_to)``: the loop of ``_tangent`` over steps that are known."""
+    kinds, state_kind = how.kinds, type(inputs.state)
+    h_tm1 = _shifted(how, inputs.state.h, kept.h)
+    if known.resets is not None:
+        to = jnp.broadcast_to(inputs.reset_to.h, h_tm1.shape)
+        h_tm1 = jnp.where(known.resets[:, :, None], to, h_tm1)
+    derive = {"after": _gru_after_derivative, "before": _gru_before_derivative}
+    parts = derive.get(how.cell, _rnn_derivative)(how, inputs, kept, h_tm1)
+
+    def run(given, state, reset_to):
+        driven, step = parts(given)
+
+        def body(state, at_t):
+            driven_t, valid_t, reset_t = at_t
+            old = _reset(reset_t, reset_to, state)
+            h = step(old.h, driven_t)
+            return _hold(valid_t, state_kind(h.astype(kinds.compute)), old)
+
+        at = (driven, known.valid, known.resets)
+        return jax.lax.scan(body, state, at, reverse=how.reverse, unroll=how.unroll)
+
+    return run
+
+
+def _before_pieces(how: _How, state: Any, h: jax.Array) -> Any:
+    """The state before each of the N pieces, [N, B, H], from that after the piece before it."""
+    piece = max(how.piece, 1)
+    ends = slice(piece, None, piece) if how.reverse else slice(piece - 1, -1, piece)
+    parts = [h[ends], state.h[None]] if how.reverse else [state.h[None], h[ends]]
+    return type(state)(jnp.concatenate(parts))
+
+
+# ---- the simple RNN -----------------------------------------------------------------------------
+
+
+def _rnn(how: _How, inputs: _Inputs, x: jax.Array, h_tm1: jax.Array) -> tuple:
+    kinds = how.kinds
+    s = product(x, inputs.w_x, kinds) + product(h_tm1, inputs.w_h, kinds)
+    s = s if inputs.b is None else s + _rows(inputs.b, s)
+    h = {"tanh": jnp.tanh, "relu": jax.nn.relu, "linear": lambda s: s}[how.cell](s)
+    # The output tells the derivative, unless it was rounded.
+    return h, (h,) if how.cell == "tanh" and kinds.keep != kinds.compute else ()
+
+
+def _rnn_derivative(how: _How, inputs: _Inputs, kept: _Kept, h_tm1: jax.Array):
+    kinds = how.kinds
+    if how.cell == "tanh":
+        h = kept.gates[0] if kept.gates else kept.h
+        k = 1 - h * h
+    else:
+        k = (kept.h > 0).astype(kinds.keep) if how.cell == "relu" else None
+
+    def parts(given):
+        s = _from_x(how, inputs, given) + _from_h(how, inputs.w_h.shape[1], h_tm1, given.w_h)
+
+        def step(h_tm1, at_t):
+            s_t, k_t = at_t
+            s_t = s_t + product(h_tm1, inputs.w_h, kinds)
+            return s_t if k_t is None else k_t * s_t
+
+        return (s, k), step
+
+    return parts
+
+
+# ---- the GRU ------------------------------------------------------------------------------------
+
+
+def _gru_after(how: _How, inputs: _Inputs, x: jax.Array, h_tm1: jax.Array) -> tuple:
+    kinds = how.kinds
+    x_r, x_z, x_n = _thirds(product(x, inputs.w_x, kinds), inputs.b)
+    h_r, h_z, a = _thirds(product(h_tm1, inputs.w_h, kinds))
+    a = a if inputs.b_n is None else a + _rows(inputs.b_n, a)
+    r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+    n = jnp.tanh(x_n + r * a)
+    return (1 - z) * n + z * h_tm1.astype(kinds.keep), (r, z, n, a)
+
+
+def _gru_before(how: _How, inputs: _Inputs, x: jax.Array, h_tm1: jax.Array) -> tuple:
+    kinds, hidden = how.kinds, len(inputs.w_h)
+    x_r, x_z, x_n = _thirds(product(x, inputs.w_x, kinds), inputs.b)
+    h_r, h_z = jnp.split(product(h_tm1, inputs.w_h[:, : 2 * hidden], kinds), 2, axis=-1)
+    r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+    h_tm1 = h_tm1.astype(kinds.keep)
+    n = jnp.tanh(x_n + product(r * h_tm1, inputs.w_h[:, 2 * hidden :], kinds))
+    return (1 - z) * n + z * h_tm1, (r, z, n)
+
+
+def _gru_after_derivative(how: _How, inputs: _Inputs, kept: _Kept, h_tm1: jax.Array):
+    kinds = how.kinds
+    r, z, n, a = kept.gates
+    k_n = (1 - z) * (1 - n * n)
+    k_r, k_z = k_n * a * r * (1 - r), (h_tm1.astype(kinds.keep) - n) * z * (1 - z)
+    of_x, of_h = (k_r, k_z, k_n), (k_r, k_z, k_n * r)
+
+    def parts(given):
+        from_x = _from_x(how, inputs, given)
+        from_h = _from_h(how, inputs.w_h.shape[1], h_tm1, given.w_h)
+        e = _weighted(of_x, from_x) + _weighted(of_h, from_h)
+        if given.b_n is not None:
+            e = e + of_h[2] * _rows(given.b_n, e)
+
+        def step(h_tm1, at_t):
+            e_t, z_t, k_t = at_t
+            from_h = _weighted(k_t, product(h_tm1, inputs.w_h, kinds))
+            return e_t + z_t * h_tm1.astype(kinds.keep) + from_h
+
+        return (e, z, of_h), step
+
+    return parts
+
+
+def _gru_before_derivative(how: _How, inputs: _Inputs, kept: _Kept, h_tm1: jax.Array):
+    kinds, hidden = how.kinds, len(inputs.w_h)
+    w_gates, w_n = inputs.w_h[:, : 2 * hidden], inputs.w_h[:, 2 * hidden :]
+    r, z, n = kept.gates
+    h_kept = h_tm1.astype(kinds.keep)
+    k_z, k_n = (h_kept - n) * z * (1 - z), (1 - z) * (1 - n * n)
+    m, rho = r * h_kept, h_kept * r * (1 - r)
+
+    def parts(given):
+        s_r, s_z, s_n = _thirds(_from_x(how, inputs, given))
+        if given.w_h is not None:
+            dot_gates, dot_n = given.w_h[:, : 2 * hidden], given.w_h[:, 2 * hidden :]
+            h_r, h_z = jnp.split(_flat(h_tm1, dot_gates, kinds), 2, axis=-1)
+            s_r, s_z, s_n = s_r + h_r, s_z + h_z, s_n + _flat(m, dot_n, kinds)
+        e = k_z * s_z + k_n * s_n
+
+        def step(h_tm1, at_t):
+            e_t, s_t, z_t, r_t, rho_t, k_z_t, k_n_t = at_t
+            h_r, h_z = jnp.split(product(h_tm1, w_gates, kinds), 2, axis=-1)
+            h_tm1 = h_tm1.astype(kinds.keep)
+            m = r_t * h_tm1 + rho_t * (s_t + h_r)
+            return e_t + z_t * h_tm1 + k_z_t * h_z + k_n_t * product(m, w_n, kinds)
+
+        return (e, s_r, z, r, rho, k_z, k_n), step
+
+    return parts
+
+
+# ---- parts of them ------------------------------------------------------------------------------
+
+
+def _from_x(how: _How, inputs: _Inputs, given: _Inputs) -> jax.Array:
+    """ẋ W_x + x Ẇ_x + ḃ, [T, B, GH], of what is given."""
+    s = jnp.zeros((*inputs.xs.shape[:2], inputs.w_x.shape[1]), how.kinds.keep)
+    if given.xs is not None:
+        s = s + _flat(given.xs, inputs.w_x, how.kinds)
+    if given.w_x is not None:
+        s = s + _flat(inputs.xs, given.w_x, how.kinds)
+    return s if given.b is None else s + _rows(given.b, s)
+
+
+def _from_h(how: _How, width: int, h_tm1: jax.Array, dot_w: jax.Array | None) -> jax.Array:
+    """h_{t-1} Ẇ_h, [T, B, GH]."""
+    if dot_w is None:
+        return jnp.zeros((*h_tm1.shape[:2], width), how.kinds.keep)
+    return _flat(h_tm1, dot_w, how.kinds)
+
+
+def _weighted(k: tuple, s: jax.Array) -> jax.Array:
+    """Σ_j k_j ⊙ s_j over the blocks of s."""
+    return sum(k_j * s_j for k_j, s_j in zip(k, jnp.split(s, len(k), axis=-1), strict=True))
+
+
+def _thirds(s: jax.Array, b: jax.Array | None = None) -> list:
+    return jnp.split(s if b is None else s + _rows(b, s), 3, axis=-1)
+
+
+def _rows(b: jax.Array, like: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(b, like.shape)
