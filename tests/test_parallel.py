@@ -87,3 +87,40 @@ def test_too_many_devices_is_one_clear_error():
         parallel.use_devices(99)
     with pytest.raises(ValueError, match="devices: got 0, expected a whole number >= 1"):
         parallel.use_devices(0)
+
+
+def test_epochs_compile_once_and_give_their_state_up(key):
+    """A second compilation would be of another shape of plan; the old state's memory is reused."""
+
+    class Counting(train.Clock):
+        compilations = 0
+
+        def compile(self, run, *arguments):
+            Counting.compilations += 1
+            return super().compile(run, *arguments)
+
+    def loss_fn(params, batch, key):
+        state, _ = lstm(params, jnp.swapaxes(batch["x"], 0, 1))
+        loss = losses.total(losses.squared_error(state.h, batch["y"]), batch["weight"])
+        return losses.mean(loss), {"loss": loss}
+
+    rng, devices, traces = np.random.default_rng(1), jax.devices()[:2], []
+    tx = optax.sgd(0.1, momentum=0.9)
+    step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS)
+
+    def traced(state, batch):
+        traces.append(batch["x"].shape)
+        return step(state, batch)
+
+    advance = parallel.runner(traced, devices, Counting())
+    state = train.init_state(init_lstm(key, 3, 5), tx, key)
+    data = {"x": rng.normal(size=(24, 6, 3)), "y": rng.normal(size=(24, 5))}
+    data = parallel.place({n: a.astype(np.float32) for n, a in data.items()}, devices)
+    state = parallel.place(state, devices)
+    for epoch in range(3):
+        for plan in train.plan_epoch(24, 4, seed=0, epoch=epoch, multiple=2, at_most=3):
+            before = state
+            state, _ = advance(state, data, plan)
+            assert before.params.w_h.is_deleted()
+    assert int(state.step) == 18
+    assert (Counting.compilations, set(traces)) == (1, {(2, 6, 3)})
