@@ -33,20 +33,29 @@ cuDNN (Appleyard, Kočiský & Blunsom, 2016) and Haste; recomputing in pieces of
 Zhang & Guestrin's (2016).
 """
 
-import math
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from lstmjax import checks
+from lstmjax.pieces import (
+    at_steps,
+    cut,
+    dense,
+    flat,
+    hold,
+    is_zero,
+    joint,
+    reset,
+    shifted,
+    steps_of_a_piece,
+    zero_is_none,
+)
 from lstmjax.recurrence import product, varying_like
 
 RESIDUALS = ("gates", "recompute", "sqrt")
-WHOLE = 31  # sequences up to so many steps are one piece
-PIECES = 16
 JOINED = 2**18  # weights; beyond it the copy costs more than it gives
 
 
@@ -155,25 +164,13 @@ def fused(
     parts = [slice(whole)] + ([slice(whole, steps)] if whole < steps else [])
     outputs = {}
     for part in reversed(parts) if reverse else parts:
-        at = (xs, mask, resets) if len(parts) == 1 else _at(part, (xs, mask, resets))
+        at = (xs, mask, resets) if len(parts) == 1 else at_steps(part, (xs, mask, resets))
         own = how._replace(piece=min(piece, len(at[0])))
         inputs = _Inputs(at[0], w_x, b, *weights, state, reset_to)
         known = _Known(at[1], at[2], cell_clip, proj_clip)
         state, outputs[part.start] = _recurrence(own, inputs, known)
     hs = [outputs[part.start] for part in parts]
     return state, hs[0] if len(hs) == 1 else jnp.concatenate(hs)
-
-
-def steps_of_a_piece(steps: int, residuals: str) -> int:
-    """How many steps are turned round at a time; a divisor of ``steps`` if one lies near."""
-    if residuals == "sqrt":
-        aim = max(round(steps**0.5), min(steps, 1))
-    elif steps <= WHOLE:
-        return steps
-    else:
-        aim = -(-steps // PIECES)
-    near = [n for n in range(max(aim // 2, 2), 2 * aim) if steps % n == 0]
-    return min(near, key=lambda n: max(n / aim, aim / n), default=aim)
 
 
 def _recurrence(how: _How, inputs: _Inputs, known: _Known) -> tuple[Any, jax.Array]:
@@ -200,7 +197,7 @@ def _forward(how: _How, inputs: _Inputs, known: _Known, keep: str) -> tuple[Any,
 
     def body(state, at_t):
         x_t, valid_t, reset_t = at_t
-        h_tm1, c_tm1 = _reset(reset_t, inputs.reset_to, state)
+        h_tm1, c_tm1 = reset(reset_t, inputs.reset_to, state)
         z = _sums(inputs, x_t, h_tm1, weights, how)
         *gates, g = _written(z, c_tm1, peephole)
         i, f = gates if len(gates) == 2 else (gates[0], 1 - gates[0])
@@ -210,7 +207,7 @@ def _forward(how: _How, inputs: _Inputs, known: _Known, keep: str) -> tuple[Any,
         if inputs.w_proj is not None:
             h, _ = _clip(product(h, inputs.w_proj, kinds), known.proj_clip)
         new = state_kind(h.astype(kinds.compute), c)
-        after, h_t = _hold(valid_t, new, state_kind(h_tm1, c_tm1))
+        after, h_t = hold(valid_t, new, state_kind(h_tm1, c_tm1))
         gates = (*gates, g, o) if keep == "gates" else None
         none = keep not in ("gates", "recompute")
         kept = None if none else _Kept(gates, after.h if held else None, after.c)
@@ -226,8 +223,8 @@ def _forward(how: _How, inputs: _Inputs, known: _Known, keep: str) -> tuple[Any,
         final, (hs, kept) = scan(body, inputs.state, at, unroll=how.unroll)
         hs = _told(how, kept) if told else hs
     else:
-        final, (hs, kept) = scan(piece, inputs.state, _cut(at, how.piece))
-        hs = _joint(hs)
+        final, (hs, kept) = scan(piece, inputs.state, cut(at, how.piece))
+        hs = joint(hs)
     return final, hs, kept
 
 
@@ -235,9 +232,9 @@ def _tangent(
     how: _How, inputs: _Inputs, known: _Known, kept: Any, hs: jax.Array, dots: _Inputs
 ) -> tuple[Any, jax.Array]:
     """The tangents of the final state and of hs: linear in ``dots``, the tangents of ``inputs``."""
-    given = jax.tree.map(_known_zero_is_none, dots, is_leaf=_is_zero)
+    given = jax.tree.map(zero_is_none, dots, is_leaf=is_zero)
     states = (dots.state, dots.reset_to)
-    state, reset_to = jax.tree.map(_dense, states, is_leaf=_is_zero)
+    state, reset_to = jax.tree.map(dense, states, is_leaf=is_zero)
     # The piece's own output stands for the state's h unless that is kept or told by the gates.
     known_h = how.residuals == "gates" and inputs.w_proj is None
     outputs = None if known_h or how.residuals == "sqrt" else hs
@@ -253,7 +250,7 @@ def _tangent(
         parts = _piece_of_tangent(how, own, _Known(valid, resets, *clips), steps)
         return parts(given._replace(xs=dot_x), state, reset_to)
 
-    at = _cut((inputs.xs, given.xs, kept, outputs, valid, resets), how.piece)
+    at = cut((inputs.xs, given.xs, kept, outputs, valid, resets), how.piece)
     count = len(before.h)
     if count != 1 or how.residuals != "gates":
         # What a piece computes of its residuals is not kept: that is what the pieces are for.
@@ -264,7 +261,7 @@ def _tangent(
         first = jax.tree.map(lambda a: a[0], (*at, before))
         return piece(state, first)
     final, dot_hs = jax.lax.scan(piece, state, (*at, before), reverse=how.reverse)
-    return final, _joint(dot_hs)
+    return final, joint(dot_hs)
 
 
 def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
@@ -274,28 +271,28 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
     m = gates[-1] * jnp.tanh(c)
     within = None
     if inputs.w_proj is not None and known.proj_clip is not None:
-        within = _clip(_flat(m, inputs.w_proj, kinds), known.proj_clip)[1]
+        within = _clip(flat(m, inputs.w_proj, kinds), known.proj_clip)[1]
     coefficients = _coefficients(how, inputs, known.cell_clip, gates, c_tm1, c)
 
     def run(given, state, reset_to):
         driven = jnp.zeros((*c.shape[:2], inputs.w_h.shape[1]), kinds.keep)
         if given.xs is not None:
-            driven = driven + _flat(given.xs, inputs.w_x, kinds)
+            driven = driven + flat(given.xs, inputs.w_x, kinds)
         if given.w_x is not None:
-            driven = driven + _flat(inputs.xs, given.w_x, kinds)
+            driven = driven + flat(inputs.xs, given.w_x, kinds)
         if given.b is not None:
             driven = driven + jnp.broadcast_to(given.b.astype(kinds.keep), driven.shape)
         if given.w_h is not None:
-            driven = driven + _flat(h_tm1, given.w_h, kinds)
+            driven = driven + flat(h_tm1, given.w_h, kinds)
         if given.peephole is not None:
             *p, p_o = (_row(row, c) for row in given.peephole.astype(kinds.keep))
             parts = (*(c_tm1 * row for row in p), jnp.zeros_like(c), c * p_o)
             driven = driven + jnp.concatenate(parts, axis=-1)
-        to_h = None if given.w_proj is None else _flat(m, given.w_proj, kinds)
+        to_h = None if given.w_proj is None else flat(m, given.w_proj, kinds)
 
         def body(state, at_t):
             driven_t, (alpha, beta, *k, k_o), within_t, to_h_t, valid_t, reset_t = at_t
-            h_tm1, c_tm1 = _reset(reset_t, reset_to, state)
+            h_tm1, c_tm1 = reset(reset_t, reset_to, state)
             z = driven_t + product(h_tm1, inputs.w_h, kinds)
             *z, z_o = jnp.split(z, len(gates), axis=-1)
             c = sum((k_n * z_n for k_n, z_n in zip(k, z, strict=True)), alpha * c_tm1)
@@ -305,7 +302,7 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
                 h = h if to_h_t is None else h + to_h_t
                 h = h if within_t is None else h * within_t
             new = state_kind(h.astype(kinds.compute), c)
-            return _hold(valid_t, new, state_kind(h_tm1, c_tm1))
+            return hold(valid_t, new, state_kind(h_tm1, c_tm1))
 
         at = (driven, coefficients, within, to_h, known.valid, known.resets)
         return jax.lax.scan(body, state, at, reverse=how.reverse, unroll=how.unroll)
@@ -342,7 +339,7 @@ def _again(how: _How, inputs: _Inputs, known: _Known, kept: Any, outputs: Any) -
     gates, h, c = kept
     if h is None:
         h = outputs if outputs is not None else _told(how, kept)
-    h_tm1, c_tm1 = jax.tree.map(partial(_shifted, how), inputs.state, type(inputs.state)(h, c))
+    h_tm1, c_tm1 = jax.tree.map(partial(shifted, how), inputs.state, type(inputs.state)(h, c))
     if known.resets is not None:
         to = jax.tree.map(
             lambda a: jnp.broadcast_to(a, (*h.shape[:2], a.shape[-1])), inputs.reset_to
@@ -361,7 +358,7 @@ def _before_pieces(how: _How, inputs: _Inputs, kept: _Kept, outputs: Any) -> Any
     """The state before each of the N pieces, [N, B, ·], from that after the piece before it."""
     piece = max(how.piece, 1)
     ends = slice(piece, None, piece) if how.reverse else slice(piece - 1, -1, piece)
-    kept, outputs = _at(ends, (kept, outputs))
+    kept, outputs = at_steps(ends, (kept, outputs))
     h = kept.h if kept.h is not None else outputs if outputs is not None else _told(how, kept)
 
     def joined(first, rest):
@@ -373,29 +370,6 @@ def _before_pieces(how: _How, inputs: _Inputs, kept: _Kept, outputs: Any) -> Any
 def _told(how: _How, kept: _Kept) -> jax.Array:
     """h after each step, from its gates and c, as the forward loop computed it."""
     return (kept.gates[-1] * jnp.tanh(kept.c)).astype(how.kinds.compute)
-
-
-def _shifted(how: _How, before: jax.Array, after: jax.Array) -> jax.Array:
-    """What was before each step, [T, B, ·], from what was before the first and after each."""
-    if how.reverse:
-        return jnp.concatenate([after, before[None]])[1:]
-    return jnp.concatenate([before[None], after])[:-1]
-
-
-def _cut(tree: Any, piece: int) -> Any:
-    """[T, …] as [N, T/N, …]; of no steps, N is 1."""
-    return jax.tree.map(
-        lambda a: a.reshape(len(a) // piece if piece else 1, piece, *a.shape[1:]), tree
-    )
-
-
-def _joint(a: jax.Array) -> jax.Array:
-    """[N, T/N, …] as [T, …]."""
-    return a.reshape(a.shape[0] * a.shape[1], *a.shape[2:])
-
-
-def _at(part: slice, tree: Any) -> Any:
-    return jax.tree.map(lambda a: a[part], tree)
 
 
 # ---- parts of both loops ------------------------------------------------------------------------
@@ -416,10 +390,10 @@ def _sums(inputs: _Inputs, x: jax.Array, h_tm1: jax.Array, joined: Any, how: _Ho
     """
     kinds = how.kinds
     if joined is None:
-        z = _flat(x, inputs.w_x, kinds) + _flat(h_tm1, inputs.w_h, kinds)
+        z = flat(x, inputs.w_x, kinds) + flat(h_tm1, inputs.w_h, kinds)
     else:
         both = [a.astype(kinds.compute) for a in (x, h_tm1)]
-        z = _flat(jnp.concatenate(both, axis=-1), joined, kinds)
+        z = flat(jnp.concatenate(both, axis=-1), joined, kinds)
     z = z + jnp.broadcast_to(inputs.b.astype(kinds.keep), z.shape)
     return jnp.split(z, 3 if how.coupled else 4, axis=-1)
 
@@ -432,32 +406,8 @@ def _written(z: list, c_tm1: jax.Array, peephole: tuple) -> tuple:
     return (*opened, jnp.tanh(z_g))
 
 
-def _flat(a: jax.Array, w: jax.Array, kinds: checks.Dtypes) -> jax.Array:
-    """a W, [..., F] times [F, G], as a product of two matrices.
-
-    With the leading axes of ``a`` left apart, W's gradient is five times slower on XLA's CPU.
-    """
-    z = product(a.reshape(math.prod(a.shape[:-1]), a.shape[-1]), w, kinds)
-    return z.reshape(*a.shape[:-1], w.shape[-1])
-
-
 def _row(p: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.broadcast_to(p, like.shape)
-
-
-def _reset(reset_t: jax.Array | None, reset_to: Any, state: Any) -> Any:
-    if reset_t is None:
-        return state
-    return jax.tree.map(lambda a, b: jnp.where(reset_t[:, None], a, b), reset_to, state)
-
-
-def _hold(valid_t: jax.Array | None, new: Any, old: Any) -> tuple[Any, jax.Array]:
-    """The state after a step and its output: where it is not valid, the old one and zeros."""
-    if valid_t is None:
-        return new, new.h
-    where = valid_t[:, None]
-    after = jax.tree.map(lambda a, b: jnp.where(where, a, b), new, old)
-    return after, jnp.where(where, new.h, jnp.zeros_like(new.h))
 
 
 def _clip(value: jax.Array, bound: Any) -> tuple[jax.Array, jax.Array | None]:
@@ -472,15 +422,3 @@ def _rows_of(inputs: _Inputs, how: _How) -> tuple:
     if inputs.peephole is None:
         return (jnp.zeros((), how.kinds.keep),) * (2 if how.coupled else 3)
     return tuple(inputs.peephole.astype(how.kinds.keep))
-
-
-def _is_zero(tangent: Any) -> bool:
-    return isinstance(tangent, SymbolicZero)
-
-
-def _known_zero_is_none(tangent: Any) -> Any:
-    return None if _is_zero(tangent) else tangent
-
-
-def _dense(tangent: Any) -> jax.Array:
-    return jnp.zeros(tangent.shape, tangent.dtype) if _is_zero(tangent) else tangent

@@ -32,18 +32,18 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
-from lstmjax.fused import (
-    _at,
-    _cut,
-    _dense,
-    _flat,
-    _hold,
-    _is_zero,
-    _joint,
-    _known_zero_is_none,
-    _reset,
-    _shifted,
+from lstmjax.pieces import (
+    at_steps,
+    cut,
+    dense,
+    flat,
+    hold,
+    is_zero,
+    joint,
+    reset,
+    shifted,
     steps_of_a_piece,
+    zero_is_none,
 )
 from lstmjax.recurrence import product, varying_like
 
@@ -137,7 +137,7 @@ def fused(
     parts = [slice(whole)] + ([slice(whole, steps)] if whole < steps else [])
     outputs = {}
     for part in reversed(parts) if reverse else parts:
-        at = (xs, mask, resets) if len(parts) == 1 else _at(part, (xs, mask, resets))
+        at = (xs, mask, resets) if len(parts) == 1 else at_steps(part, (xs, mask, resets))
         own = how._replace(piece=min(piece, len(at[0])))
         inputs = _Inputs(at[0], *weights, state, reset_to)
         state, outputs[part.start] = _recurrence(own, inputs, _Known(*at[1:]))
@@ -167,9 +167,9 @@ def _forward(how: _How, inputs: _Inputs, known: _Known, keep: bool) -> tuple[Any
 
     def body(state, at_t):
         x_t, valid_t, reset_t = at_t
-        old = _reset(reset_t, inputs.reset_to, state)
+        old = reset(reset_t, inputs.reset_to, state)
         h, gates = step(how, inputs, x_t, old.h)
-        after, h_t = _hold(valid_t, state_kind(h.astype(kinds.compute)), old)
+        after, h_t = hold(valid_t, state_kind(h.astype(kinds.compute)), old)
         return after, (h_t, _Kept(gates, after.h if held else None) if keep else None)
 
     at = (inputs.xs, known.valid, known.resets)
@@ -181,9 +181,9 @@ def _tangent(
     how: _How, inputs: _Inputs, known: _Known, kept: _Kept, hs: jax.Array, dots: _Inputs
 ) -> tuple[Any, jax.Array]:
     """The tangents of the final state and of hs: linear in ``dots``, the tangents of ``inputs``."""
-    given = jax.tree.map(_known_zero_is_none, dots, is_leaf=_is_zero)
+    given = jax.tree.map(zero_is_none, dots, is_leaf=is_zero)
     states = (dots.state, dots.reset_to)
-    state, reset_to = jax.tree.map(_dense, states, is_leaf=_is_zero)
+    state, reset_to = jax.tree.map(dense, states, is_leaf=is_zero)
     state, reset_to = varying_like((state, reset_to), (inputs, known, given, state, reset_to))
     kept = kept if kept.h is not None else kept._replace(h=hs)
 
@@ -193,7 +193,7 @@ def _tangent(
         run = _piece_of_tangent(how, own, known, kept)
         return run(given._replace(xs=dot_x), state, reset_to)
 
-    at = _cut((inputs.xs, given.xs, kept, known.valid, known.resets), how.piece)
+    at = cut((inputs.xs, given.xs, kept, known.valid, known.resets), how.piece)
     before = _before_pieces(how, inputs.state, kept.h)
     count = len(before.h)
     if count == 1:
@@ -203,13 +203,13 @@ def _tangent(
         piece, prevent_cse=False, policy=jax.checkpoint_policies.nothing_saveable
     )
     final, dot_hs = jax.lax.scan(piece, state, (*at, before), reverse=how.reverse)
-    return final, _joint(dot_hs)
+    return final, joint(dot_hs)
 
 
 def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, kept: _Kept):
     """``run(given, state, reset_to)``: the loop of ``_tangent`` over steps that are known."""
     kinds, state_kind = how.kinds, type(inputs.state)
-    h_tm1 = _shifted(how, inputs.state.h, kept.h)
+    h_tm1 = shifted(how, inputs.state.h, kept.h)
     if known.resets is not None:
         to = jnp.broadcast_to(inputs.reset_to.h, h_tm1.shape)
         h_tm1 = jnp.where(known.resets[:, :, None], to, h_tm1)
@@ -221,9 +221,9 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, kept: _Kept):
 
         def body(state, at_t):
             driven_t, valid_t, reset_t = at_t
-            old = _reset(reset_t, reset_to, state)
+            old = reset(reset_t, reset_to, state)
             h = step(old.h, driven_t)
-            return _hold(valid_t, state_kind(h.astype(kinds.compute)), old)
+            return hold(valid_t, state_kind(h.astype(kinds.compute)), old)
 
         at = (driven, known.valid, known.resets)
         return jax.lax.scan(body, state, at, reverse=how.reverse, unroll=how.unroll)
@@ -331,8 +331,8 @@ def _gru_before_derivative(how: _How, inputs: _Inputs, kept: _Kept, h_tm1: jax.A
         s_r, s_z, s_n = _thirds(_from_x(how, inputs, given))
         if given.w_h is not None:
             dot_gates, dot_n = given.w_h[:, : 2 * hidden], given.w_h[:, 2 * hidden :]
-            h_r, h_z = jnp.split(_flat(h_tm1, dot_gates, kinds), 2, axis=-1)
-            s_r, s_z, s_n = s_r + h_r, s_z + h_z, s_n + _flat(m, dot_n, kinds)
+            h_r, h_z = jnp.split(flat(h_tm1, dot_gates, kinds), 2, axis=-1)
+            s_r, s_z, s_n = s_r + h_r, s_z + h_z, s_n + flat(m, dot_n, kinds)
         e = k_z * s_z + k_n * s_n
 
         def step(h_tm1, at_t):
@@ -354,9 +354,9 @@ def _from_x(how: _How, inputs: _Inputs, given: _Inputs) -> jax.Array:
     """ẋ W_x + x Ẇ_x + ḃ, [T, B, GH], of what is given."""
     s = jnp.zeros((*inputs.xs.shape[:2], inputs.w_x.shape[1]), how.kinds.keep)
     if given.xs is not None:
-        s = s + _flat(given.xs, inputs.w_x, how.kinds)
+        s = s + flat(given.xs, inputs.w_x, how.kinds)
     if given.w_x is not None:
-        s = s + _flat(inputs.xs, given.w_x, how.kinds)
+        s = s + flat(inputs.xs, given.w_x, how.kinds)
     return s if given.b is None else s + _rows(given.b, s)
 
 
@@ -364,7 +364,7 @@ def _from_h(how: _How, width: int, h_tm1: jax.Array, dot_w: jax.Array | None) ->
     """h_{t-1} Ẇ_h, [T, B, GH]."""
     if dot_w is None:
         return jnp.zeros((*h_tm1.shape[:2], width), how.kinds.keep)
-    return _flat(h_tm1, dot_w, how.kinds)
+    return flat(h_tm1, dot_w, how.kinds)
 
 
 def _weighted(k: tuple, s: jax.Array) -> jax.Array:

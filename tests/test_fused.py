@@ -11,7 +11,8 @@ import pytest
 from problems import QUICK, B, D, H, P, T, holes_and_resets
 
 from lstmjax import LSTMParams, LSTMState, init_lstm, lstm, recurrent_noise, timings
-from lstmjax.fused import RESIDUALS, steps_of_a_piece
+from lstmjax.fused import RESIDUALS
+from lstmjax.pieces import steps_of_a_piece
 from lstmjax.variants import cifg
 
 # what the layer has: (peepholes, projection, clips, masks and resets, reverse)

@@ -12,7 +12,7 @@ from problems import QUICK, B, D, H, T, holes_and_resets
 from test_fused import loops_and_products
 
 from lstmjax import GRUParams, GRUState, RNNParams, RNNState, gru, recurrent_noise, rnn, timings
-from lstmjax.fused import steps_of_a_piece
+from lstmjax.pieces import steps_of_a_piece
 
 # name: (the layer, its options, the oracle's, whether there is a bias b of the RNN, b_n of the GRU)
 CELLS = {

@@ -25,6 +25,7 @@ LAYERS = (
     {"gated"},
     {"cudnn", "fused_cells", "onednn"},
     {"bptt", "fused"},
+    {"pieces"},
     {"recurrence"},
     {"dropout", "initializers", "weight_trees"},
     {"checks"},
