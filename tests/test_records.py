@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+import shutil
 import statistics
 import struct
 import subprocess
@@ -468,7 +470,9 @@ def test_tables_hold_the_numbers_of_the_records(benchmark_folder, monkeypatch, c
     assert "on Processor X, 2 devices, 2 cores; python 3.11.7, jax 0.10.2" in text
     assert "commit 1234567890; data sha256 0123456789ab" in text
     assert "records: `imdb-0.json`, `imdb-1.json`, `imdb-2.json`" in text
-    assert text.count("\n## ") == 1 and "\n## imdb-tf2: " in text
+    # Without a record of a GPU, its section says that nothing was measured.
+    assert re.findall(r"\n## (\S+): ", text) == ["imdb-tf2", "gpu"]
+    assert "| sin | 50, 20, 10, 10 | not measured | not measured |" in text
     assert Path("README.md").read_text() == (
         f"# x\n\n{results.BEGIN}\n"
         "| program | metric | lstmjax | elsewhere | train s | elsewhere | seeds | data |\n"
@@ -514,6 +518,23 @@ def write_parity(folder, name="parity", **changes):
     (folder / f"{name}.json").write_text(json.dumps(record | changes))
 
 
+def test_timed_layers_have_their_sections(benchmark_folder, monkeypatch):
+    """From the records of this checkout: a layer in every framework, scan against unrolled."""
+    committed = Path(__file__).resolve().parents[1] / "experiments" / "results"
+    monkeypatch.chdir(benchmark_folder)
+    for name in ("peer-layers-seed0", "scan-vs-unrolled-seed0"):
+        shutil.copy(committed / f"{name}.json", "experiments/results")
+    results.table(results.Table())
+    text = Path("BENCHMARKS.md").read_text()
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    starts = ("imdb-tf2: ", "layers: ", "scan against unrolled", "gpu: ")
+    assert len(titles) == len(starts)
+    assert all(t.startswith(f"## {s}") for t, s in zip(titles, starts, strict=True))
+    record = json.loads((committed / "peer-layers-seed0.json").read_text())
+    assert record["command"].removesuffix(" --out layers32") in text
+    assert text.count("  - records: `peer-layers-seed0.json`") == 1
+
+
 def test_parity_is_a_line_for_each_framework(benchmark_folder, monkeypatch, capsys):
     monkeypatch.chdir(benchmark_folder)
     folder = Path("experiments/results")
@@ -526,8 +547,10 @@ def test_parity_is_a_line_for_each_framework(benchmark_folder, monkeypatch, caps
     results.table(results.Table())
     results.table(results.Table(check=True))
     text = Path("BENCHMARKS.md").read_text()
-    assert text.startswith(before) and "parity" not in Path("README.md").read_text()
-    lines = text.removeprefix(before).splitlines()
+    head, mark, gpu = before.partition("\n## gpu: ")
+    assert text.startswith(head) and text.endswith(mark + gpu) and gpu
+    assert "parity" not in Path("README.md").read_text()
+    lines = text.removeprefix(head).removesuffix(mark + gpu).splitlines()
     assert lines[1].startswith("## parity: ") and lines[4:] == [
         "",
         "| vectors | made with | cases | float64 values | float64 gradients | float64 20 steps | "
