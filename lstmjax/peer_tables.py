@@ -105,7 +105,7 @@ def section(record: Mapping[str, Any]) -> list[str]:
     """
     layers = record["config"]["layers"]
     lines = [
-        "## layers: one LSTM layer in every framework", "",
+        f"## layers: one LSTM layer in every framework, {record['config']['dtypes']}", "",
         "The same weights and inputs in one run, each framework in a process of its own, taking "
         "turns; medians over all turns with the quartiles in parentheses. Forward gives all "
         "outputs; forward + backward gives the gradients of the mean of their squares with "
