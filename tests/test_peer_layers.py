@@ -290,7 +290,12 @@ def test_section_of_a_made_up_record():
         metrics |= {f"{key}{name}|value_error": 3e-3, f"{key}{name}|gradient_error": 2.4e-2}
     metrics[f"{key}lstmjax fused x2|train"] = spread(0.31)
     layers = {"torch": {"versions": {"torch": "2.99"}, "how": "`nn.LSTM`", "bfloat16": "all of it"}}
-    config = {"layers": layers, "failed": {f"{key}nnx": "no | nnx"}, "load": 0.25}
+    config = {
+        "layers": layers,
+        "failed": {f"{key}nnx": "no | nnx"},
+        "load": 0.25,
+        "dtypes": "float32",
+    }
     config["sizes"] = {"big": [64, 128, 512, 256]}
     lines = peer_tables.section({"metrics": metrics, "config": config})
     assert "- torch (torch 2.99): `nn.LSTM`; with bfloat16, all of it" in lines
