@@ -293,7 +293,8 @@ def _prefix() -> Path:
     for prefix in map(Path, [named] if named else [sys.prefix, "/usr/local", "/usr"]):
         if all(header.is_file() for header in _headers(prefix)):
             return prefix
-    where = f"{named} (LSTMJAX_ONEDNN)" if named else sys.prefix
+    # No path of the machine unless the user gave it: the sentence goes into records.
+    where = f"{named} (LSTMJAX_ONEDNN)" if named else "this Python's environment"
     raise _Unavailable(f"oneDNN's headers are not in {where}; it needs {NEEDS}")
 
 
