@@ -33,6 +33,7 @@ cuDNN (Appleyard, Kočiský & Blunsom, 2016) and Haste; recomputing in pieces of
 Zhang & Guestrin's (2016).
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -100,14 +101,18 @@ class _Kept(NamedTuple):
     c: jax.Array | None  # after each step
 
 
-@lru_cache
-def by_hand(residuals: str = "gates", coupled: bool = False):
+def by_hand(residuals: str = "gates", coupled: bool = False) -> Callable:
     """``fused`` with these options: the same function whenever they are the same.
 
     Raises:
       ValueError: an unknown ``residuals``.
     """
     checks.one_of("residuals", residuals, RESIDUALS)
+    return _by_hand(residuals, coupled)
+
+
+@lru_cache
+def _by_hand(residuals: str, coupled: bool) -> Callable:
     return partial(fused, residuals=residuals, coupled=coupled)
 
 

@@ -67,6 +67,7 @@ def burst(run: Callable[[], Any], seconds: float) -> list[float]:
 
     One more call comes first and does not count: it finds the caches as another left them.
     """
+    checks.function("run", run)
     jax.block_until_ready(run())
     times, end = [], time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
@@ -108,6 +109,7 @@ def compiled(function: Callable, *arguments: Any, devices: int = 1) -> Program:
     Returns:
       A ``Program``; its ``run`` takes ``arguments``.
     """
+    checks.function("function", function)
     function = function if hasattr(function, "lower") else jax.jit(function)
     start = time.perf_counter()
     program = function.lower(*arguments).compile()

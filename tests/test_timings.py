@@ -64,3 +64,10 @@ def test_compiled_gives_the_program_and_its_memory():
 def test_bad_arguments_are_named(arguments, name):
     with pytest.raises(ValueError, match=f"^{name.replace('[', '.').replace(']', '.')}: got "):
         timings.take_turns(**arguments)
+
+
+def test_what_cannot_be_called_is_named():
+    with pytest.raises(ValueError, match="^run: got 3, expected a function"):
+        timings.burst(3, 0.1)
+    with pytest.raises(ValueError, match="^function: got 3, expected a function"):
+        timings.compiled(3)
