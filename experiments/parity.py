@@ -4,9 +4,9 @@
 
 Each case is a file of numbers that TensorFlow 1, Keras, PyTorch, Flax, Haiku, Equinox or cuDNN's
 reference gave in float64 (tests/golden/golden.py tells what is in it). Here the weights are read by
-lstmjax.interop and run by lstmjax, as a scan and, up to 28 steps, unrolled. Compared are outputs
-and final states, the gradients with respect to the inputs, the initial states and the framework's
-own weights, and 20 steps of its optimiser. The error of an array is
+lstmjax.interop and run by lstmjax, as a scan, fused and, up to 28 steps, unrolled. Compared are
+outputs and final states, the gradients with respect to the inputs, the initial states and the
+framework's own weights, and 20 steps of its optimiser. The error of an array is
 
     max|got − want| / max|want|        (|got| itself where all that is wanted is 0)
 
@@ -324,7 +324,8 @@ def errors(case: Case, dtype: str = "float64", method: str = "scan") -> dict[str
 
 def methods(case: Case) -> tuple[str, ...]:
     """The methods a case is run by."""
-    return ("scan", "unrolled") if len(case.arrays["x"]) <= UNROLLED_UP_TO else ("scan",)
+    unrolled = ("unrolled",) * (len(case.arrays["x"]) <= UNROLLED_UP_TO)
+    return ("scan", "fused", *unrolled)
 
 
 # ---- the run ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ the small products of a recurrence, where threads inside one product cannot.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -105,15 +105,17 @@ def runner(
 
     Returns:
       ``advance``: ``state`` and ``data`` are on the devices (``place``), ``plan`` comes from
-      ``train.plan_batches`` with ``multiple=len(devices)``; all its K steps run in one call, which
-      uses the old state up. ``metrics`` are the K steps' (sum, count), as NumPy arrays [K].
+      ``train.plan_batches`` with ``multiple=len(devices)``, or from ``ahead``; all its K steps run
+      in one call, which uses the old state up. ``metrics`` are the K steps' (sum, count), as NumPy
+      arrays [K].
     """
     run = spread(train.scan_steps(step), devices, state=state)
     compiled = {}
 
     def advance(state: Any, data: Any, plan: dict[str, np.ndarray]) -> tuple[Any, Any]:
         shape = plan["rows"].shape
-        plan = place(plan, devices, BATCHES)
+        if not isinstance(plan["rows"], jax.Array):
+            plan = place(plan, devices, BATCHES)
         if shape not in compiled:
             compiled[shape] = clock.compile(run, state, data, plan)
         with clock("train"):
@@ -121,6 +123,28 @@ def runner(
         return state, jax.tree.map(np.asarray, metrics)
 
     return advance
+
+
+def ahead(
+    plans: Iterable[dict[str, np.ndarray]], devices: Sequence[jax.Device]
+) -> Iterator[dict[str, jax.Array]]:
+    """The plans on the devices, each put there before the one in front of it is used.
+
+    Args:
+      plans: what ``train.plan_batches`` returns, one after the other.
+      devices: which ones the batches are split over.
+
+    Yields:
+      The same, as ``runner``'s ``advance`` takes them.
+    """
+    waiting = None
+    for plan in plans:
+        placed = place(plan, devices, BATCHES)  # starts the transfer and does not wait for it
+        if waiting is not None:
+            yield waiting
+        waiting = placed
+    if waiting is not None:
+        yield waiting
 
 
 def evaluator(

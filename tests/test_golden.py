@@ -58,8 +58,8 @@ def test_lstmjax_computes_what_the_framework_computed(framework, name):
 
 def test_what_is_not_too_long_is_run_unrolled_too():
     found = {name: parity.methods(read("torch", name)) for name in ("plain", "t28_b1", "t80_b5")}
-    both = ("scan", "unrolled")
-    assert found == {"plain": both, "t28_b1": both, "t80_b5": ("scan",)}
+    every = ("scan", "fused", "unrolled")
+    assert found == {"plain": every, "t28_b1": every, "t80_b5": every[:2]}
 
 
 # ---- the files ----------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_a_run_prints_every_case_and_leaves_a_record(folder, capsys):
     case = read("torch", "train_sgd")
     for dtype in ("float64", "float32"):
         largest = {}
-        for method in ("scan", "unrolled"):
+        for method in ("scan", "fused", "unrolled"):
             for kind, value in parity.errors(case, dtype, method).items():
                 largest[kind] = max(value, largest.get(kind, 0))
         assert largest == {kind: metrics[f"torch_{dtype}_{kind}"] for kind in largest}

@@ -89,6 +89,22 @@ def test_too_many_devices_is_one_clear_error():
         parallel.use_devices(0)
 
 
+def test_plans_are_on_the_devices_one_ahead():
+    devices, drawn = jax.devices()[:2], []
+    plans = [{"rows": np.arange(6).reshape(3, 2) + n, "weight": np.ones((3, 2))} for n in range(4)]
+
+    def source():
+        for n, plan in enumerate(plans):
+            drawn.append(n)
+            yield plan
+
+    for n, plan in enumerate(parallel.ahead(source(), devices)):
+        assert drawn[-1] == min(n + 1, 3)
+        assert plan["rows"].sharding.device_set == set(devices)
+        np.testing.assert_array_equal(plan["rows"], plans[n]["rows"])
+    assert n == 3 and list(parallel.ahead([], devices)) == []
+
+
 def test_epochs_compile_once_and_give_their_state_up(key):
     """A second compilation would be of another shape of plan; the old state's memory is reused."""
 
@@ -118,7 +134,8 @@ def test_epochs_compile_once_and_give_their_state_up(key):
     data = parallel.place({n: a.astype(np.float32) for n, a in data.items()}, devices)
     state = parallel.place(state, devices)
     for epoch in range(3):
-        for plan in train.plan_epoch(24, 4, seed=0, epoch=epoch, multiple=2, at_most=3):
+        plans = train.plan_epoch(24, 4, seed=0, epoch=epoch, multiple=2, at_most=3)
+        for plan in parallel.ahead(plans, devices) if epoch else plans:
             before = state
             state, _ = advance(state, data, plan)
             assert before.params.w_h.is_deleted()
