@@ -24,7 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
+from lstmjax import (
+    checkpoint,
+    cli,
+    diagnose,
+    losses,
+    optim,
+    parallel,
+    plots,
+    streaming,
+    train,
+)
 from lstmjax.data import sin
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel
 from lstmjax.records import Run, matching_row, params_sha256
@@ -64,6 +74,8 @@ class Config:
     """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
     seed: int = 0
     """Of initial weights and batch order."""
+    diagnose: bool = False
+    """Whether to look at gradients through time, at gates and at clipping as well."""
     out: str | None = None
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
 
@@ -100,23 +112,28 @@ def make_model(config: Config) -> SequenceModel:
 def rerun_window(model: SequenceModel, params, window: jax.Array, steps: int) -> jax.Array:
     """Forecasts [steps] from a window [T, 1]: predict, slide the window on by one, repeat."""
 
-    def body(window, _):
-        _, value = model.apply({"params": params}, window[None])
-        return jnp.concatenate([window[1:], value]), value[0, 0]
+    def predict(params, window, value):
+        window = jnp.concatenate([window[1:], value])
+        return window, model.apply({"params": params}, window[None])[1]
 
-    return jax.lax.scan(body, window, length=steps)[1]
+    _, value = model.apply({"params": params}, window[None])
+    return read_on(predict, params, window, value, steps)
 
 
 def carry_state(model: SequenceModel, params, window: jax.Array, steps: int) -> jax.Array:
     """Forecasts [steps] from a window [T, 1]: read it once, then feed back each prediction."""
+
+    def predict(params, state, value):
+        return model.apply({"params": params}, value[:, None], state)
+
     state, value = model.apply({"params": params}, window[None])
+    return read_on(predict, params, state, value, steps)
 
-    def body(carried, _):
-        state, value = carried
-        following = model.apply({"params": params}, value[:, None], state)
-        return following, value[0, 0]
 
-    return jax.lax.scan(body, (state, value), length=steps)[1]
+def read_on(predict, params, state, value: jax.Array, steps: int) -> jax.Array:
+    """A forecast [steps] that begins with a prediction [1, 1] and reads on from it."""
+    _, following = streaming.rollout(predict, params, state, value, steps - 1)
+    return jnp.concatenate([value[None], following])[:, 0, 0]
 
 
 def run(config: Config) -> None:
@@ -134,13 +151,25 @@ def run(config: Config) -> None:
     tx = optim.clipped(adam, config.clip_norm)
     state = parallel.place(train.init_state(params, tx, step_key), devices)
 
+    looked_at = diagnose.spread_out(len(windows["x"]))
+    diagnosis = diagnose.Diagnosis(
+        config.diagnose,
+        model,
+        losses.squared_error,
+        windows["x"][looked_at],
+        windows["y"][looked_at],
+        clip_norm=config.clip_norm,
+    )
+    diagnosis.look("initialisation", params)
+
     def loss_fn(params, batch, key):
         _, predictions = model.apply({"params": params}, batch["x"], key=key)
         loss = losses.total(losses.squared_error(predictions, batch["y"]), batch["weight"])
         return losses.mean(loss), {"loss": loss}
 
     # One step for any number of devices; an epoch in one compiled call, on data that stays put.
-    step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS)
+    of_gradient = diagnosis.of_gradient
+    step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS, of_gradient=of_gradient)
     advance = parallel.runner(step, devices, clock)
     data, size = parallel.place({n: windows[n] for n in "xy"}, devices), len(windows["x"])
 
@@ -152,11 +181,14 @@ def run(config: Config) -> None:
                 size, config.batch_size, seed=config.seed, epoch=epoch, multiple=len(devices)
             )
             seen = []
-            for piece in pieces:
+            for piece in parallel.ahead(pieces, devices):
                 state, metrics = advance(state, data, piece)
                 seen.append(metrics)
-            mse.append(losses.means(train.added(seen))["loss"])
-            folder.log(int(state.step), epoch=epoch, train_mse=mse[-1])
+            metrics = train.added(seen)
+            means = losses.means(metrics)
+            mse.append(means.pop("loss"))
+            folder.log(int(state.step), epoch=epoch, train_mse=mse[-1], **means)
+            diagnosis.log(int(state.step), metrics)
             bar.update()
             bar.set_postfix(mse=f"{mse[-1]:.2e}")
         bar.close()
@@ -181,6 +213,7 @@ def run(config: Config) -> None:
         title = f"{config.cell} on {dataset.title}"
         epochs = np.arange(1, config.epochs + 1)
         curve = {"training": (epochs, mse)}
+        diagnosis.look("trained", params)
         folder.figure("loss", plots.learning_curve(title, curve, "MSE", xlabel="epoch", logy=True))
         folder.figure("forecast", plots.forecast(t[-50:], known, future, truth, forecasts, title))
         folder.finish(
@@ -191,6 +224,7 @@ def run(config: Config) -> None:
                 "rmse_carried": rmse["state carried"],
                 "forecast_window": forecasts["window re-run"].tolist(),
                 "forecast_carried": forecasts["state carried"].tolist(),
+                **diagnosis.finish(folder, title),
             },
             seconds=clock.seconds,
             params_sha256=params_sha256(params),

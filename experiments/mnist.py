@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from lstmjax import cli, losses, optim, parallel, train
+from lstmjax import cli, diagnose, losses, optim, parallel, train
 from lstmjax.data import mnist
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, gate_bias
 from lstmjax.records import Run, matching_row
@@ -88,6 +88,8 @@ class Config:
     """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
     seed: int = 0
     """Of initial weights, dropout and batch order."""
+    diagnose: bool = False
+    """Whether to look at gradients through time, at gates and at clipping as well."""
     out: str | None = None
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
 
@@ -110,6 +112,7 @@ def check(config: Config) -> None:
     cli.check_rates(config, "dropout", "recurrent_dropout", "weight_drop", "zoneout")
     cli.check_rates(config, "locked_dropout")
     cli.check_positive(config, "learning_rate", "clip_norm")
+    cli.check(config, "zoneout", not (config.diagnose and config.zoneout), "0 with --diagnose")
     fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
     cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
     gate_bias(config.forget_bias, config.cell)
@@ -175,9 +178,20 @@ def run(config: Config) -> None:
     one_image = jnp.zeros((1, *dataset.splits["train"]["image"].shape[1:]))
     params = model.init(init_key, one_image)["params"]
     state = parallel.place(train.init_state(params, tx, step_key), devices)
+    few = {name: a[: diagnose.ROWS] for name, a in dataset.splits["train"].items()}
+    diagnosis = diagnose.Diagnosis(
+        config.diagnose,
+        model,
+        LOSSES[config.loss],
+        few["image"].astype("float32") / 255,
+        few["label"],
+        clip_norm=config.clip_norm,
+    )
+    diagnosis.look("initialisation", params)
 
     # One step for any number of devices; many steps in one compiled call, on data that stays put.
-    step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS)
+    of_gradient = diagnosis.of_gradient
+    step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS, of_gradient=of_gradient)
     advance = parallel.runner(step, devices, clock)
     evaluate = parallel.evaluator(lambda p, batch: loss_fn(p, batch)[1], devices, clock)
     data = {name: dataset.splits["train"][name] for name in ("image", "label")}
@@ -196,11 +210,12 @@ def run(config: Config) -> None:
                 at_most=100,
             )
             seen = []
-            for piece in pieces:
+            for piece in parallel.ahead(pieces, devices):
                 state, metrics = advance(state, data, piece)
                 now = losses.means(metrics)
                 folder.log(int(state.step), epoch=epoch, **now)
-                bar.update(int(piece["weight"].sum()))
+                diagnosis.log(int(state.step), metrics)
+                bar.update(int(metrics["loss"][1].sum()))
                 bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
                 seen.append(metrics)
             scores.add("train", int(state.step), epoch, losses.means(train.added(seen)))
@@ -212,16 +227,19 @@ def run(config: Config) -> None:
                 scores.add(split, int(state.step), epoch, means)
         bar.close()
 
+        title = f"{config.cell} on {dataset.title}"
+        diagnosis.look("trained", state.params)
         finish(
             folder,
             scores,
             state.params,
-            title=f"{config.cell} on {dataset.title}",
+            title=title,
             dataset=dataset,
             seconds=clock.seconds,
             seed=config.seed,
             devices=devices,
             row=matching_row(config, ROWS),
+            more=diagnosis.finish(folder, title),
         )
 
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from lstmjax import checkpoint, cli, losses, optim, parallel, plots, train
+from lstmjax import checkpoint, cli, diagnose, losses, optim, parallel, plots, train
 from lstmjax.data import sin
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, glorot, zeros
 from lstmjax.records import Run, matching_row, params_sha256
@@ -73,6 +73,8 @@ class Config:
     """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
     seed: int = 0
     """Of initial weights."""
+    diagnose: bool = False
+    """Whether to look at gradients through time, at gates and at clipping as well."""
     out: str | None = None
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
 
@@ -143,16 +145,29 @@ def make_loss(model: SequenceModel, config: Config, twice: bool):
     return loss_fn
 
 
-def fit(config: Config, data: dict, devices: list, clock: train.Clock, twice: bool, on_frame):
+def fit(
+    config: Config,
+    data: dict,
+    devices: list,
+    clock: train.Clock,
+    twice: bool,
+    on_frame=None,
+    diagnosis: diagnose.Diagnosis = diagnose.OFF,
+):
     """Trains on all batches in their order; returns parameters and the MSE of every update."""
     model = make_model(config)
     count, rows = data["x"].shape[:2]
     params = model.init(jax.random.key(config.seed), data["x"][0, :1])["params"]
     adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's and Keras 1's Adam
     tx = optim.clipped(adam, config.clip_norm)
+    diagnosis.look("initialisation", params)
 
     step = train.make_train_step(
-        make_loss(model, config, twice), tx, axis_name=parallel.AXIS, stateful=True
+        make_loss(model, config, twice),
+        tx,
+        axis_name=parallel.AXIS,
+        stateful=True,
+        of_gradient=diagnosis.of_gradient,
     )
     advance = parallel.runner(step, devices, clock, state=(parallel.WHOLE, parallel.SPLIT))
     predict = jax.jit(lambda p, x, carry: model.apply({"params": p}, x, carry)[1])
@@ -178,6 +193,9 @@ def fit(config: Config, data: dict, devices: list, clock: train.Clock, twice: bo
         state, metrics = advance(state, windows, piece)
         added, counted = metrics["loss"]
         mse.extend((added / counted).tolist())
+        for k in range(len(added)):
+            diagnosis.log(start + k, jax.tree.map(lambda m, k=k: m[k], metrics))
+    diagnosis.look("trained", state[0].params)
     return jax.tree.map(np.asarray, state[0].params), mse
 
 
@@ -191,6 +209,16 @@ def run(config: Config) -> None:
     devices = parallel.use_devices(config.devices)
     clock = train.Clock()
     title, frames = f"cos from sin, {dataset.title}", []
+    # A few windows in a row: how far a gradient would reach if windows did not cut it off.
+    series = {name: np.concatenate(data[name][-5:], axis=1) for name in "xy"}
+    diagnosis = diagnose.Diagnosis(
+        config.diagnose,
+        make_model(config),
+        losses.squared_error,
+        series["x"],
+        series["y"][:, -1],
+        clip_norm=config.clip_norm,
+    )
 
     def draw(axes, frame):
         update, prediction = frame
@@ -210,25 +238,26 @@ def run(config: Config) -> None:
             if live is not None:
                 live.show(frames[-1])
 
-        params, mse = fit(config, data, devices, clock, False, on_frame)
+        params, mse = fit(config, data, devices, clock, False, on_frame, diagnosis)
         bar.update(config.updates - bar.n)
         bar.close()
         curves = {"state carried": (np.arange(len(mse)), mse)}
         metrics = {"mse_first": mse[0], "mse": float(np.mean(mse[-20:]))}
         metrics["source_loss"] = metrics["mse"] * (config.num_steps if config.loss == "sum" else 1)
         for update, value in enumerate(mse):
-            folder.log(update, mse=value)
+            folder.log(update, mse=value, **diagnosis.norms.get(update, {}))
         if config.advance_twice:
             before = {**data, "x_before": np.roll(data["x"], 1, axis=0)}
             before["first"] = np.zeros(data["x"].shape[:2], bool)
             before["first"][0] = True
-            _, twice = fit(config, before, devices, clock, True, None)
+            _, twice = fit(config, before, devices, clock, True)
             curves["state advanced twice"] = (np.arange(len(twice)), twice)
             metrics["mse_advanced"] = float(np.mean(twice[-20:]))
 
         folder.figure("loss", plots.learning_curve(title, curves, "MSE", logy=True))
         update, prediction = frames[-1]
         folder.figure("fit", plots.sin_fit(*known(update), prediction, title, update))
+        metrics |= diagnosis.finish(folder, f"{config.cell}, {title}")
         plots.save_animation(frames, folder.path / "fit.gif", draw)
         checkpoint.save_params(folder.path / "params.safetensors", params)
         folder.finish(

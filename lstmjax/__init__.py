@@ -1,5 +1,6 @@
 """LSTMs as pure functions in JAX."""
 
+from lstmjax.bptt import depths, window_start
 from lstmjax.dropout import (
     Noise,
     dropout,
@@ -34,6 +35,7 @@ __all__ = [
     "chrono",
     "clip_by_norm",
     "clipped_adam",
+    "depths",
     "dropout",
     "embedding_dropout",
     "gru",
@@ -55,5 +57,6 @@ __all__ = [
     "uniform_gate",
     "variational_dropout",
     "weight_drop",
+    "window_start",
     "word_dropout",
 ]

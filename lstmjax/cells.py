@@ -87,10 +87,12 @@ def _layer(name: str, step: Callable, sizes: dict[str, Any], by_hand: Callable |
         noise: Noise | None = None,
         method: str = "fused",
         unroll: int = 1,
+        truncation: tuple[int, int] | None = None,
     ) -> tuple[Any, jax.Array]:
         clips = {"cell_clip": cell_clip, "proj_clip": proj_clip}
         over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reset_to": reset_to}
         how = {"reverse": reverse, "noise": noise, "method": method, "unroll": unroll}
+        how["truncation"] = truncation
         return run_cell(step, params, xs, state, clips, by_hand=hands, **sizes, **over_time, **how)
 
     what = f"A layer, with everything that ``lstm`` takes: ``{name}_step`` over time"

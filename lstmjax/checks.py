@@ -27,6 +27,22 @@ def positive_int(name: str, value: Any) -> None:
         raise ValueError(f"{name}: got {value!r}, expected a whole number >= 1")
 
 
+def truncation(value: Any) -> tuple[int, int] | None:
+    """A truncation (k1, k2) as two ints, or None for None.
+
+    Raises:
+      ValueError: no pair of whole numbers of at least 1, or k2 is no multiple of k1.
+    """
+    if value is None:
+        return None
+    pair = tuple(value) if isinstance(value, tuple | list) else ()
+    whole = [isinstance(k, int | np.integer) and not isinstance(k, bool) and k >= 1 for k in pair]
+    if len(pair) != 2 or not all(whole) or pair[1] % pair[0]:
+        expected = "None or (k1, k2), whole numbers >= 1 and k2 a multiple of k1"
+        raise ValueError(f"truncation: got {value!r}, expected {expected}")
+    return int(pair[0]), int(pair[1])
+
+
 def flag(name: str, value: Any) -> None:
     """Raises ``ValueError`` unless ``value`` is True or False."""
     if not isinstance(value, bool | np.bool_):

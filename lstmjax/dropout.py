@@ -315,7 +315,7 @@ def check_noise(noise: Noise, xs: jax.Array, state: Any) -> None:
         raise ValueError(f"noise: got {type(noise).__name__}, expected Noise or None")
     if noise.zoneout_c is not None and not hasattr(state, "c"):
         raise ValueError("noise.zoneout_c: got an array, expected None for a cell without c")
-    (steps, batch, inputs), h, c = xs.shape, state.h.shape, getattr(state, "c", state.h).shape
+    (steps, *_, batch, inputs), h, c = xs.shape, state.h.shape, getattr(state, "c", state.h).shape
     shapes = [("G", batch, inputs), ("G", *h), (steps, *h), (steps, *h), (steps, *c)]
     for name, mask, shape in zip(Noise._fields, noise, shapes, strict=True):
         if mask is None:

@@ -41,27 +41,32 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
+from lstmjax.bptt import Truncation, over_slots
 from lstmjax.pieces import (
-    at_steps,
+    before_pieces,
+    by_slot,
     cut,
-    dense,
+    driven_by_slot,
+    ends_of_pieces,
+    first_slot,
     flat,
     hold,
-    is_zero,
+    in_parts,
     joint,
     reset,
+    rows,
     shifted,
     steps_of_a_piece,
-    zero_is_none,
 )
-from lstmjax.recurrence import product, varying_like
+from lstmjax.recurrence import product
+from lstmjax.tangents import dense, is_zero, varying_like, zero_is_none
 
 RESIDUALS = ("gates", "recompute", "sqrt")
 JOINED = 2**18  # weights; beyond it the copy costs more than it gives
 
 
 class _Inputs(NamedTuple):
-    """What the recurrence is differentiated with respect to."""
+    """What the recurrence is differentiated with respect to; with slots, ``state`` is by slot."""
 
     xs: jax.Array
     w_x: jax.Array
@@ -78,6 +83,7 @@ class _Known(NamedTuple):
 
     valid: jax.Array | None  # [T, B] bool
     resets: jax.Array | None  # [T, B] bool
+    begins: jax.Array | None  # [T] bool, with a truncation
     cell_clip: jax.Array | None
     proj_clip: jax.Array | None
 
@@ -90,6 +96,7 @@ class _How(NamedTuple):
     unroll: int
     residuals: str
     coupled: bool
+    truncation: Truncation | None
     piece: int  # steps
 
 
@@ -128,6 +135,7 @@ def fused(
     proj_clip: Any = None,
     reverse: bool = False,
     unroll: int = 1,
+    truncation: Truncation | None = None,
     residuals: str = "gates",
     coupled: bool = False,
 ) -> tuple[Any, jax.Array]:
@@ -136,57 +144,44 @@ def fused(
     Args:
       params: ``LSTMParams``.
       state: ``LSTMState(h [B, P], c [B, H])`` in the layer's dtypes.
-      xs: [T, B, D].
+      xs: [T, B, D], or by slot, [T, S, B, D].
       mask, resets: [T, B] bool, or None.
       reset_to: a state like ``state``, or None for zeros.
       cell_clip, proj_clip: bounds, or None; not differentiated with respect to.
       reverse, unroll: as in ``lstm``.
+      truncation: of the derivative, one that cuts an error, or None (bptt.py).
       residuals: "gates", "recompute" or "sqrt"; the results are the same.
       coupled: whether f = 1 − i, with blocks i, g, o and peepholes i, o (``variants.cifg``).
 
     Returns:
       ``(state, hs [T, B, P])``, as ``lstm``.
     """
-    steps = len(xs)
-    piece = steps_of_a_piece(steps, residuals)
+    piece = steps_of_a_piece(len(xs), residuals)
     kinds = checks.dtypes(xs, params)
-    how = _How(kinds, reverse, min(unroll, piece) or 1, residuals, coupled, piece)
-    if mask is not None:
-        xs = jnp.where(mask[:, :, None], xs, jnp.zeros((), xs.dtype))
-        resets = None if resets is None else resets & mask
-    if resets is None:
-        reset_to = None
-    elif reset_to is None:
-        reset_to = jax.tree.map(jnp.zeros_like, state)
+    how = _How(kinds, reverse, min(unroll, piece) or 1, residuals, coupled, truncation, piece)
     # Kept apart from their dtype, so that the gradients of pieces are summed in float32 at least.
     w_x, b, *weights = (
         None if w is None else w.astype(kinds.keep)
         for w in (params.w_x, params.b, params.w_h, params.peephole, params.w_proj)
     )
-    state, reset_to = varying_like((state, reset_to), (xs, params, mask, resets, reset_to))
-    # Steps that fill no whole piece are a sequence of their own.
-    whole = steps - steps % piece if piece else steps
-    parts = [slice(whole)] + ([slice(whole, steps)] if whole < steps else [])
-    outputs = {}
-    for part in reversed(parts) if reverse else parts:
-        at = (xs, mask, resets) if len(parts) == 1 else at_steps(part, (xs, mask, resets))
-        own = how._replace(piece=min(piece, len(at[0])))
-        inputs = _Inputs(at[0], w_x, b, *weights, state, reset_to)
-        known = _Known(at[1], at[2], cell_clip, proj_clip)
-        state, outputs[part.start] = _recurrence(own, inputs, known)
-    hs = [outputs[part.start] for part in parts]
-    return state, hs[0] if len(hs) == 1 else jnp.concatenate(hs)
+
+    def run(how, state, reset_to, xs, at):
+        inputs = _Inputs(xs, w_x, b, *weights, state, reset_to)
+        return _recurrence(how, inputs, _Known(*at, cell_clip, proj_clip))
+
+    return in_parts(run, how, params, state, xs, mask, resets, reset_to)
 
 
 def _recurrence(how: _How, inputs: _Inputs, known: _Known) -> tuple[Any, jax.Array]:
     @jax.custom_jvp
     def run(inputs, known):
-        return _forward(how, inputs, known, keep="nothing")[:2]
+        final, hs, _ = _forward(how, first_slot(how, inputs), known, keep="nothing")
+        return by_slot(how, final, hs)
 
     def run_jvp(primals, tangents):
-        inputs, known = primals
+        inputs, known = first_slot(how, primals[0]), primals[1]
         final, hs, kept = _forward(how, inputs, known, keep=how.residuals)
-        return (final, hs), _tangent(how, inputs, known, kept, hs, tangents[0])
+        return by_slot(how, final, hs), _tangent(how, inputs, known, kept, hs, tangents[0])
 
     run.defjvp(run_jvp, symbolic_zeros=True)
     return run(inputs, known)
@@ -245,17 +240,17 @@ def _tangent(
     outputs = None if known_h or how.residuals == "sqrt" else hs
     before = kept if how.residuals == "sqrt" else _before_pieces(how, inputs, kept, outputs)
     kept = None if how.residuals == "sqrt" else kept
-    valid, resets, clips = known.valid, known.resets, known[2:]
     state, reset_to = varying_like((state, reset_to), (inputs, known, given, state, reset_to))
 
     def piece(state, at):
-        x, dot_x, kept, outputs, valid, resets, before = at
-        own = inputs._replace(xs=x, state=before)
-        steps = _again(how, own, _Known(valid, resets, *clips), kept, outputs)
-        parts = _piece_of_tangent(how, own, _Known(valid, resets, *clips), steps)
+        x, dot_x, kept, outputs, of_steps, before = at
+        own, known = inputs._replace(xs=x, state=before), _Known(*of_steps, *clips)
+        steps = _again(how, own, known, kept, outputs)
+        parts = _piece_of_tangent(how, own, known, steps)
         return parts(given._replace(xs=dot_x), state, reset_to)
 
-    at = cut((inputs.xs, given.xs, kept, outputs, valid, resets), how.piece)
+    of_steps, clips = known[:3], known[3:]
+    at = cut((inputs.xs, given.xs, kept, outputs, of_steps), how.piece)
     count = len(before.h)
     if count != 1 or how.residuals != "gates":
         # What a piece computes of its residuals is not kept: that is what the pieces are for.
@@ -280,19 +275,8 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
     coefficients = _coefficients(how, inputs, known.cell_clip, gates, c_tm1, c)
 
     def run(given, state, reset_to):
-        driven = jnp.zeros((*c.shape[:2], inputs.w_h.shape[1]), kinds.keep)
-        if given.xs is not None:
-            driven = driven + flat(given.xs, inputs.w_x, kinds)
-        if given.w_x is not None:
-            driven = driven + flat(inputs.xs, given.w_x, kinds)
-        if given.b is not None:
-            driven = driven + jnp.broadcast_to(given.b.astype(kinds.keep), driven.shape)
-        if given.w_h is not None:
-            driven = driven + flat(h_tm1, given.w_h, kinds)
-        if given.peephole is not None:
-            *p, p_o = (_row(row, c) for row in given.peephole.astype(kinds.keep))
-            parts = (*(c_tm1 * row for row in p), jnp.zeros_like(c), c * p_o)
-            driven = driven + jnp.concatenate(parts, axis=-1)
+        driven_by = partial(_driven, how, inputs, given, h_tm1, c_tm1, c)
+        driven, slots = driven_by_slot(driven_by, given.xs)
         to_h = None if given.w_proj is None else flat(m, given.w_proj, kinds)
 
         def body(state, at_t):
@@ -310,9 +294,29 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
             return hold(valid_t, new, state_kind(h_tm1, c_tm1))
 
         at = (driven, coefficients, within, to_h, known.valid, known.resets)
-        return jax.lax.scan(body, state, at, reverse=how.reverse, unroll=how.unroll)
+        many = over_slots(how.truncation, body, (slots, *[None] * 5))
+        return jax.lax.scan(many, state, (known.begins, at), reverse=how.reverse, unroll=how.unroll)
 
     return run
+
+
+def _driven(how: _How, inputs: _Inputs, given: _Inputs, h_tm1, c_tm1, c, dot_xs) -> jax.Array:
+    """What stands in brackets in the equation of ż, [T, B, GH], of what is given."""
+    kinds = how.kinds
+    driven = jnp.zeros((*c.shape[:2], inputs.w_h.shape[1]), kinds.keep)
+    if dot_xs is not None:
+        driven = driven + flat(dot_xs, inputs.w_x, kinds)
+    if given.w_x is not None:
+        driven = driven + flat(inputs.xs, given.w_x, kinds)
+    if given.b is not None:
+        driven = driven + jnp.broadcast_to(given.b.astype(kinds.keep), driven.shape)
+    if given.w_h is not None:
+        driven = driven + flat(h_tm1, given.w_h, kinds)
+    if given.peephole is not None:
+        *p, p_o = (rows(row, c) for row in given.peephole.astype(kinds.keep))
+        parts = (*(c_tm1 * row for row in p), jnp.zeros_like(c), c * p_o)
+        driven = driven + jnp.concatenate(parts, axis=-1)
+    return driven
 
 
 def _coefficients(how: _How, inputs: _Inputs, cell_clip: Any, gates: tuple, c_tm1, c) -> tuple:
@@ -328,8 +332,8 @@ def _coefficients(how: _How, inputs: _Inputs, cell_clip: Any, gates: tuple, c_tm
         k = [g * i * (1 - i), c_tm1 * f * (1 - f)]
     alpha, beta, k_o = f, o * (1 - tanh_c * tanh_c), tanh_c * o * (1 - o)
     if p_o is not None:
-        alpha = sum((k_n * _row(p_n, c) for k_n, p_n in zip(k, p, strict=True)), f)
-        beta = beta + k_o * _row(p_o, c)
+        alpha = sum((k_n * rows(p_n, c) for k_n, p_n in zip(k, p, strict=True)), f)
+        beta = beta + k_o * rows(p_o, c)
     k = [alpha, *k, i * (1 - g * g)]
     within = _clip(f * c_tm1 + i * g, cell_clip)[1]
     alpha, *k = k if within is None else [within * k_n for k_n in k]
@@ -362,16 +366,10 @@ def _again(how: _How, inputs: _Inputs, known: _Known, kept: Any, outputs: Any) -
 
 
 def _before_pieces(how: _How, inputs: _Inputs, kept: _Kept, outputs: Any) -> Any:
-    """The state before each of the N pieces, [N, B, ·], from that after the piece before it."""
-    piece = max(how.piece, 1)
-    ends = slice(piece, None, piece) if how.reverse else slice(piece - 1, -1, piece)
-    kept, outputs = at_steps(ends, (kept, outputs))
+    """The state before each of the N pieces, [N, B, ·]."""
+    kept, outputs = ends_of_pieces(how, (kept, outputs))
     h = kept.h if kept.h is not None else outputs if outputs is not None else _told(how, kept)
-
-    def joined(first, rest):
-        return jnp.concatenate([rest, first[None]] if how.reverse else [first[None], rest])
-
-    return jax.tree.map(joined, inputs.state, type(inputs.state)(h, kept.c))
+    return before_pieces(how, inputs.state, type(inputs.state)(h, kept.c))
 
 
 def _told(how: _How, kept: _Kept) -> jax.Array:
@@ -408,18 +406,14 @@ def _sums(inputs: _Inputs, x: jax.Array, h_tm1: jax.Array, joined: Any, how: _Ho
 def _written(z: list, c_tm1: jax.Array, peephole: tuple) -> tuple:
     """i, f and g; i and g where f = 1 − i."""
     *into, z_g, _ = z
-    rows = peephole[:-1]
-    opened = (jax.nn.sigmoid(_peep(b, p, c_tm1)) for b, p in zip(into, rows, strict=True))
+    pairs = zip(into, peephole[:-1], strict=True)
+    opened = (jax.nn.sigmoid(_peep(b, p, c_tm1)) for b, p in pairs)
     return (*opened, jnp.tanh(z_g))
 
 
 def _peep(z: jax.Array, p: jax.Array | None, c: jax.Array) -> jax.Array:
     # Not a row of zeros where there are none: at H = 10 that made the forward pass twice as slow.
-    return z if p is None else z + _row(p, c) * c
-
-
-def _row(p: jax.Array, like: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(p, like.shape)
+    return z if p is None else z + rows(p, c) * c
 
 
 def _clip(value: jax.Array, bound: Any) -> tuple[jax.Array, jax.Array | None]:

@@ -32,24 +32,29 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
+from lstmjax.bptt import Truncation, over_slots
 from lstmjax.pieces import (
-    at_steps,
+    before_pieces,
+    by_slot,
     cut,
-    dense,
+    driven_by_slot,
+    ends_of_pieces,
+    first_slot,
     flat,
     hold,
-    is_zero,
+    in_parts,
     joint,
     reset,
+    rows,
     shifted,
     steps_of_a_piece,
-    zero_is_none,
 )
-from lstmjax.recurrence import product, varying_like
+from lstmjax.recurrence import product
+from lstmjax.tangents import dense, is_zero, varying_like, zero_is_none
 
 
 class _Inputs(NamedTuple):
-    """What the recurrence is differentiated with respect to."""
+    """What the recurrence is differentiated with respect to; with slots, ``state`` is by slot."""
 
     xs: jax.Array
     w_x: jax.Array
@@ -65,6 +70,7 @@ class _Known(NamedTuple):
 
     valid: jax.Array | None  # [T, B] bool
     resets: jax.Array | None  # [T, B] bool
+    begins: jax.Array | None  # [T] bool, with a truncation
 
 
 class _How(NamedTuple):
@@ -74,6 +80,7 @@ class _How(NamedTuple):
     reverse: bool
     unroll: int
     cell: str
+    truncation: Truncation | None
     piece: int  # steps
 
 
@@ -101,59 +108,47 @@ def fused(
     reset_to: Any = None,
     reverse: bool = False,
     unroll: int = 1,
+    truncation: Truncation | None = None,
 ) -> tuple[Any, jax.Array]:
     """``rnn`` or ``gru`` by ``method="fused"``; the arguments are checked by then.
 
     Args:
       params: ``RNNParams`` or ``GRUParams``.
       state: ``RNNState(h [B, H])`` or ``GRUState(h [B, H])`` in the layer's dtype.
-      xs: [T, B, D].
+      xs: [T, B, D], or by slot, [T, S, B, D].
       cell: the simple RNN with this activation, "tanh", "relu" or "linear"; the GRU with the reset
         "after" or "before" the product.
       mask, resets: [T, B] bool, or None.
       reset_to: a state like ``state``, or None for zeros.
       reverse, unroll: as in ``lstm``.
+      truncation: of the derivative, one that cuts an error, or None (bptt.py).
 
     Returns:
       ``(state, hs [T, B, H])``, as ``rnn`` and ``gru``.
     """
-    steps = len(xs)
-    piece = steps_of_a_piece(steps, "gates")
+    piece = steps_of_a_piece(len(xs), "gates")
     kinds = checks.dtypes(xs, params)
-    how = _How(kinds, reverse, min(unroll, piece) or 1, cell, piece)
-    if mask is not None:
-        xs = jnp.where(mask[:, :, None], xs, jnp.zeros((), xs.dtype))
-        resets = None if resets is None else resets & mask
-    if resets is None:
-        reset_to = None
-    elif reset_to is None:
-        reset_to = jax.tree.map(jnp.zeros_like, state)
+    how = _How(kinds, reverse, min(unroll, piece) or 1, cell, truncation, piece)
     # Kept apart from their dtype, so that the gradients of pieces are summed in float32 at least.
     weights = (params.w_x, params.w_h, params.b, getattr(params, "b_n", None))
     weights = [None if w is None else w.astype(kinds.keep) for w in weights]
-    state, reset_to = varying_like((state, reset_to), (xs, params, mask, resets, reset_to))
-    # Steps that fill no whole piece are a sequence of their own.
-    whole = steps - steps % piece if piece else steps
-    parts = [slice(whole)] + ([slice(whole, steps)] if whole < steps else [])
-    outputs = {}
-    for part in reversed(parts) if reverse else parts:
-        at = (xs, mask, resets) if len(parts) == 1 else at_steps(part, (xs, mask, resets))
-        own = how._replace(piece=min(piece, len(at[0])))
-        inputs = _Inputs(at[0], *weights, state, reset_to)
-        state, outputs[part.start] = _recurrence(own, inputs, _Known(*at[1:]))
-    hs = [outputs[part.start] for part in parts]
-    return state, hs[0] if len(hs) == 1 else jnp.concatenate(hs)
+
+    def run(how, state, reset_to, xs, at):
+        return _recurrence(how, _Inputs(xs, *weights, state, reset_to), _Known(*at))
+
+    return in_parts(run, how, params, state, xs, mask, resets, reset_to)
 
 
 def _recurrence(how: _How, inputs: _Inputs, known: _Known) -> tuple[Any, jax.Array]:
     @jax.custom_jvp
     def run(inputs, known):
-        return _forward(how, inputs, known, keep=False)[:2]
+        final, hs, _ = _forward(how, first_slot(how, inputs), known, keep=False)
+        return by_slot(how, final, hs)
 
     def run_jvp(primals, tangents):
-        inputs, known = primals
+        inputs, known = first_slot(how, primals[0]), primals[1]
         final, hs, kept = _forward(how, inputs, known, keep=True)
-        return (final, hs), _tangent(how, inputs, known, kept, hs, tangents[0])
+        return by_slot(how, final, hs), _tangent(how, inputs, known, kept, hs, tangents[0])
 
     run.defjvp(run_jvp, symbolic_zeros=True)
     return run(inputs, known)
@@ -188,13 +183,14 @@ def _tangent(
     kept = kept if kept.h is not None else kept._replace(h=hs)
 
     def piece(state, at):
-        x, dot_x, kept, valid, resets, before = at
-        own, known = inputs._replace(xs=x, state=before), _Known(valid, resets)
+        x, dot_x, kept, known, before = at
+        own = inputs._replace(xs=x, state=before)
         run = _piece_of_tangent(how, own, known, kept)
         return run(given._replace(xs=dot_x), state, reset_to)
 
-    at = cut((inputs.xs, given.xs, kept, known.valid, known.resets), how.piece)
-    before = _before_pieces(how, inputs.state, kept.h)
+    at = cut((inputs.xs, given.xs, kept, known), how.piece)
+    ends = type(inputs.state)(ends_of_pieces(how, kept.h))
+    before = before_pieces(how, inputs.state, ends)
     count = len(before.h)
     if count == 1:
         return piece(state, jax.tree.map(lambda a: a[0], (*at, before)))
@@ -214,29 +210,24 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, kept: _Kept):
         to = jnp.broadcast_to(inputs.reset_to.h, h_tm1.shape)
         h_tm1 = jnp.where(known.resets[:, :, None], to, h_tm1)
     derive = {"after": _gru_after_derivative, "before": _gru_before_derivative}
-    parts = derive.get(how.cell, _rnn_derivative)(how, inputs, kept, h_tm1)
+    derivative = derive.get(how.cell, _rnn_derivative)
+    driven_by, coefficients, step = derivative(how, inputs, kept, h_tm1)
 
     def run(given, state, reset_to):
-        driven, step = parts(given)
+        driven, slots = driven_by_slot(lambda dot_x: driven_by(given._replace(xs=dot_x)), given.xs)
 
         def body(state, at_t):
-            driven_t, valid_t, reset_t = at_t
+            driven_t, known_t, valid_t, reset_t = at_t
             old = reset(reset_t, reset_to, state)
-            h = step(old.h, driven_t)
+            h = step(old.h, driven_t, known_t)
             return hold(valid_t, state_kind(h.astype(kinds.compute)), old)
 
-        at = (driven, known.valid, known.resets)
+        at = (driven, coefficients, known.valid, known.resets)
+        body = over_slots(how.truncation, body, (slots, None, None, None))
+        at = (known.begins, at)
         return jax.lax.scan(body, state, at, reverse=how.reverse, unroll=how.unroll)
 
     return run
-
-
-def _before_pieces(how: _How, state: Any, h: jax.Array) -> Any:
-    """The state before each of the N pieces, [N, B, H], from that after the piece before it."""
-    piece = max(how.piece, 1)
-    ends = slice(piece, None, piece) if how.reverse else slice(piece - 1, -1, piece)
-    parts = [h[ends], state.h[None]] if how.reverse else [state.h[None], h[ends]]
-    return type(state)(jnp.concatenate(parts))
 
 
 # ---- the simple RNN -----------------------------------------------------------------------------
@@ -245,7 +236,7 @@ def _before_pieces(how: _How, state: Any, h: jax.Array) -> Any:
 def _rnn(how: _How, inputs: _Inputs, x: jax.Array, h_tm1: jax.Array) -> tuple:
     kinds = how.kinds
     s = product(x, inputs.w_x, kinds) + product(h_tm1, inputs.w_h, kinds)
-    s = s if inputs.b is None else s + _rows(inputs.b, s)
+    s = s if inputs.b is None else s + rows(inputs.b, s)
     h = {"tanh": jnp.tanh, "relu": jax.nn.relu, "linear": lambda s: s}[how.cell](s)
     # The output tells the derivative, unless it was rounded.
     return h, (h,) if how.cell == "tanh" and kinds.keep != kinds.compute else ()
@@ -259,17 +250,14 @@ def _rnn_derivative(how: _How, inputs: _Inputs, kept: _Kept, h_tm1: jax.Array):
     else:
         k = (kept.h > 0).astype(kinds.keep) if how.cell == "relu" else None
 
-    def parts(given):
-        s = _from_x(how, inputs, given) + _from_h(how, inputs.w_h.shape[1], h_tm1, given.w_h)
+    def driven_by(given):
+        return _from_x(how, inputs, given) + _from_h(how, inputs.w_h.shape[1], h_tm1, given.w_h)
 
-        def step(h_tm1, at_t):
-            s_t, k_t = at_t
-            s_t = s_t + product(h_tm1, inputs.w_h, kinds)
-            return s_t if k_t is None else k_t * s_t
+    def step(h_tm1, s_t, k_t):
+        s_t = s_t + product(h_tm1, inputs.w_h, kinds)
+        return s_t if k_t is None else k_t * s_t
 
-        return (s, k), step
-
-    return parts
+    return driven_by, k, step
 
 
 # ---- the GRU ------------------------------------------------------------------------------------
@@ -279,7 +267,7 @@ def _gru_after(how: _How, inputs: _Inputs, x: jax.Array, h_tm1: jax.Array) -> tu
     kinds = how.kinds
     x_r, x_z, x_n = _thirds(product(x, inputs.w_x, kinds), inputs.b)
     h_r, h_z, a = _thirds(product(h_tm1, inputs.w_h, kinds))
-    a = a if inputs.b_n is None else a + _rows(inputs.b_n, a)
+    a = a if inputs.b_n is None else a + rows(inputs.b_n, a)
     r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
     n = jnp.tanh(x_n + r * a)
     return (1 - z) * n + z * h_tm1.astype(kinds.keep), (r, z, n, a)
@@ -302,21 +290,20 @@ def _gru_after_derivative(how: _How, inputs: _Inputs, kept: _Kept, h_tm1: jax.Ar
     k_r, k_z = k_n * a * r * (1 - r), (h_tm1.astype(kinds.keep) - n) * z * (1 - z)
     of_x, of_h = (k_r, k_z, k_n), (k_r, k_z, k_n * r)
 
-    def parts(given):
+    def driven_by(given):
         from_x = _from_x(how, inputs, given)
         from_h = _from_h(how, inputs.w_h.shape[1], h_tm1, given.w_h)
         e = _weighted(of_x, from_x) + _weighted(of_h, from_h)
         if given.b_n is not None:
-            e = e + of_h[2] * _rows(given.b_n, e)
+            e = e + of_h[2] * rows(given.b_n, e)
+        return e
 
-        def step(h_tm1, at_t):
-            e_t, z_t, k_t = at_t
-            from_h = _weighted(k_t, product(h_tm1, inputs.w_h, kinds))
-            return e_t + z_t * h_tm1.astype(kinds.keep) + from_h
+    def step(h_tm1, e_t, known_t):
+        z_t, k_t = known_t
+        from_h = _weighted(k_t, product(h_tm1, inputs.w_h, kinds))
+        return e_t + z_t * h_tm1.astype(kinds.keep) + from_h
 
-        return (e, z, of_h), step
-
-    return parts
+    return driven_by, (z, of_h), step
 
 
 def _gru_before_derivative(how: _How, inputs: _Inputs, kept: _Kept, h_tm1: jax.Array):
@@ -327,24 +314,22 @@ def _gru_before_derivative(how: _How, inputs: _Inputs, kept: _Kept, h_tm1: jax.A
     k_z, k_n = (h_kept - n) * z * (1 - z), (1 - z) * (1 - n * n)
     m, rho = r * h_kept, h_kept * r * (1 - r)
 
-    def parts(given):
+    def driven_by(given):
         s_r, s_z, s_n = _thirds(_from_x(how, inputs, given))
         if given.w_h is not None:
             dot_gates, dot_n = given.w_h[:, : 2 * hidden], given.w_h[:, 2 * hidden :]
             h_r, h_z = jnp.split(flat(h_tm1, dot_gates, kinds), 2, axis=-1)
             s_r, s_z, s_n = s_r + h_r, s_z + h_z, s_n + flat(m, dot_n, kinds)
-        e = k_z * s_z + k_n * s_n
+        return k_z * s_z + k_n * s_n, s_r
 
-        def step(h_tm1, at_t):
-            e_t, s_t, z_t, r_t, rho_t, k_z_t, k_n_t = at_t
-            h_r, h_z = jnp.split(product(h_tm1, w_gates, kinds), 2, axis=-1)
-            h_tm1 = h_tm1.astype(kinds.keep)
-            m = r_t * h_tm1 + rho_t * (s_t + h_r)
-            return e_t + z_t * h_tm1 + k_z_t * h_z + k_n_t * product(m, w_n, kinds)
+    def step(h_tm1, driven_t, known_t):
+        (e_t, s_t), (z_t, r_t, rho_t, k_z_t, k_n_t) = driven_t, known_t
+        h_r, h_z = jnp.split(product(h_tm1, w_gates, kinds), 2, axis=-1)
+        h_tm1 = h_tm1.astype(kinds.keep)
+        m = r_t * h_tm1 + rho_t * (s_t + h_r)
+        return e_t + z_t * h_tm1 + k_z_t * h_z + k_n_t * product(m, w_n, kinds)
 
-        return (e, s_r, z, r, rho, k_z, k_n), step
-
-    return parts
+    return driven_by, (z, r, rho, k_z, k_n), step
 
 
 # ---- parts of them ------------------------------------------------------------------------------
@@ -357,7 +342,7 @@ def _from_x(how: _How, inputs: _Inputs, given: _Inputs) -> jax.Array:
         s = s + flat(given.xs, inputs.w_x, how.kinds)
     if given.w_x is not None:
         s = s + flat(inputs.xs, given.w_x, how.kinds)
-    return s if given.b is None else s + _rows(given.b, s)
+    return s if given.b is None else s + rows(given.b, s)
 
 
 def _from_h(how: _How, width: int, h_tm1: jax.Array, dot_w: jax.Array | None) -> jax.Array:
@@ -373,8 +358,4 @@ def _weighted(k: tuple, s: jax.Array) -> jax.Array:
 
 
 def _thirds(s: jax.Array, b: jax.Array | None = None) -> list:
-    return jnp.split(s if b is None else s + _rows(b, s), 3, axis=-1)
-
-
-def _rows(b: jax.Array, like: jax.Array) -> jax.Array:
-    return jnp.broadcast_to(b, like.shape)
+    return jnp.split(s if b is None else s + rows(b, s), 3, axis=-1)

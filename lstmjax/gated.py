@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
+from lstmjax.bptt import check_inputs
 from lstmjax.initializers import INITS, GateBias, gated_biases, gated_kernels, glorot, uniform
 from lstmjax.recurrence import product, recur_compiled
 
@@ -91,13 +92,14 @@ def run_cell(
     peepholes: int = 3,
     reset_to: Any = None,
     static: tuple[tuple[str, Any], ...] = (),
+    truncation: Any = None,
     **over_time,
 ) -> tuple[Any, jax.Array]:
     """``lstm`` with any step of its kind.
 
     Args:
       step: a function with ``lstm_step``'s signature.
-      params, xs, state, reset_to: as in ``lstm``.
+      params, xs, state, reset_to, truncation: as in ``lstm``.
       clips: ``cell_clip`` and ``proj_clip``.
       kind, state_kind, gates, peepholes: as in ``preactivations``.
       static: further options of ``step``, which choose the program.
@@ -110,11 +112,11 @@ def run_cell(
       ValueError: as ``lstm``.
     """
     xs = checks.as_array("xs", xs)
-    checks.shape("xs", xs, ("T", "B", "D"))
+    check_inputs(xs, truncation)
     kinds = check_cell(
         params, "xs", xs, *clips.values(), gates=gates, peepholes=peepholes, kind=kind
     )
-    batch, hidden = xs.shape[1], params.b.shape[0] // gates
+    batch, hidden = xs.shape[-2], params.b.shape[0] // gates
     inner = len(state_kind._fields) - 1
     shapes = [(batch, params.w_h.shape[0])] + [(batch, hidden)] * inner
     dtypes = [kinds.compute] + [kinds.keep] * inner
@@ -131,6 +133,7 @@ def run_cell(
         xs,
         traced=clips,
         static=static,
+        truncation=truncation,
         reset_to=None if reset_to is None else whole("reset_to", reset_to),
         **over_time,
     )

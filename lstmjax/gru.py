@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
+from lstmjax.bptt import check_inputs
 from lstmjax.dropout import Noise
 from lstmjax.fused_cells import by_hand
 from lstmjax.initializers import glorot, orthogonal, per_gate
@@ -119,6 +120,7 @@ def gru(
     noise: Noise | None = None,
     method: str = "fused",
     unroll: int = 1,
+    truncation: tuple[int, int] | None = None,
 ) -> tuple[GRUState, jax.Array]:
     """A layer: ``gru_step`` over time.
 
@@ -127,7 +129,7 @@ def gru(
       xs: [T, B, D] inputs, floating.
       state: ``GRUState(h [B, H])`` before the first step, or None for zeros.
       reset_after: as in ``gru_step``.
-      mask, lengths, resets, reset_to, reverse, noise, unroll: as in ``lstm``.
+      mask, lengths, resets, reset_to, reverse, noise, unroll, truncation: as in ``lstm``.
       method: "fused" (a scan whose derivative is written by hand: fused_cells.py; with ``noise`` it
         is "scan"), "scan" or "unrolled", as in ``lstm``; the results are the same.
 
@@ -138,9 +140,9 @@ def gru(
       ValueError: names the argument, what came and what was expected.
     """
     xs = checks.as_array("xs", xs)
-    checks.shape("xs", xs, ("T", "B", "D"))
+    check_inputs(xs, truncation)
     compute, _ = _check(params, "xs", xs, reset_after)
-    shape = (xs.shape[1], params.w_h.shape[0])
+    shape = (xs.shape[-2], params.w_h.shape[0])
     if state is None:
         state = GRUState(jnp.zeros(shape, compute))
     else:
@@ -164,6 +166,7 @@ def gru(
         noise=noise,
         method=method,
         unroll=unroll,
+        truncation=truncation,
     )
 
 

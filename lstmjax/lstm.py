@@ -129,6 +129,7 @@ def lstm(
     method: str = "fused",
     unroll: int = 1,
     residuals: str = "gates",
+    truncation: tuple[int, int] | None = None,
 ) -> tuple[LSTMState, jax.Array]:
     """A layer: ``lstm_step`` over time.
 
@@ -153,6 +154,10 @@ def lstm(
       residuals: what "fused" keeps in memory for its derivative: "gates" (5 arrays [T, B, H]),
         "recompute" (2, the outputs being one; the gates are computed again) or "sqrt" (the states
         at every √T-th step and the outputs; the steps between are run again).
+      truncation: (k1, k2), whole numbers >= 1, k2 a multiple of k1: the derivative, not the values,
+        becomes that of truncated backpropagation through time (bptt.py): the error of step t
+        reaches no step before max(0, (⌊t/k1⌋ + 1) k1 − k2), in the order of running. (n, n) cuts
+        the sequence every n steps, (1, n) takes every error n steps back. None truncates nothing.
 
     Returns:
       ``(LSTMState, hs [T, B, P])``: the state after the last valid step, and the outputs. At
@@ -165,6 +170,7 @@ def lstm(
     clips = {"cell_clip": cell_clip, "proj_clip": proj_clip}
     over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reset_to": reset_to}
     how = {"reverse": reverse, "noise": noise, "method": method, "unroll": unroll}
+    how["truncation"] = truncation
     kinds = {"kind": LSTMParams, "state_kind": LSTMState}
     hands = {"fused": by_hand(residuals), "onednn": onednn, "cudnn": cudnn}
     if residuals != "gates" and (method != "fused" or noise is not None):

@@ -1,17 +1,16 @@
-"""What the derivatives written by hand share: sequences in pieces, and the parts of their loops.
-
-Tangents that are known to be zero arrive as ``SymbolicZero``.
-"""
+"""What the derivatives written by hand share: sequences in pieces, and the parts of their loops."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 
 from lstmjax import checks
-from lstmjax.recurrence import product
+from lstmjax.bptt import oldest, spread
+from lstmjax.recurrence import product, zeroed
+from lstmjax.tangents import varying_like
 
 WHOLE = 31  # sequences up to so many steps are one piece
 PIECES = 16
@@ -29,6 +28,69 @@ def steps_of_a_piece(steps: int, residuals: str) -> int:
     return min(near, key=lambda n: max(n / aim, aim / n), default=aim)
 
 
+def in_parts(
+    run: Callable, how: Any, params: Any, state: Any, xs: jax.Array, mask: Any, resets: Any, to: Any
+) -> tuple[Any, jax.Array]:
+    """A sequence in parts: all whole pieces, and the steps that fill none.
+
+    Args:
+      run: ``run(how, state, reset_to, xs, at) -> (state, hs)``, of pieces of ``how.piece`` steps,
+        ``at`` being valid and reset [T, B] and where a block begins [T], bool or None; where
+        ``how`` has a truncation of several slots, its states are by slot.
+      how: a NamedTuple with ``reverse``, ``piece`` and ``truncation``.
+      params: what the state varies like.
+      state, xs, mask, resets: as in a layer that is ``fused``.
+      to: its ``reset_to``.
+
+    Returns:
+      ``(state, hs)`` of the whole sequence.
+    """
+    steps, piece = len(xs), how.piece
+    if mask is not None:
+        xs = zeroed(mask, xs)
+        resets = None if resets is None else resets & mask
+    if resets is None:
+        to = None
+    elif to is None:
+        to = jax.tree.map(jnp.zeros_like, state)
+    state, to = varying_like((state, to), (xs, params, mask, resets, to))
+    begins = None if how.truncation is None else how.truncation.begins(steps, how.reverse)
+    at = (mask, resets, begins)
+    whole = steps - steps % piece if piece else steps
+    parts = [slice(whole)] + ([slice(whole, steps)] if whole < steps else [])
+    state, outputs = spread(how.truncation, state), {}
+    for part in reversed(parts) if how.reverse else parts:
+        own = (xs, at) if len(parts) == 1 else at_steps(part, (xs, at))
+        one = how._replace(piece=min(piece, len(own[0])))
+        state, outputs[part.start] = run(one, state, to, *own)
+    hs = [outputs[part.start] for part in parts]
+    return oldest(how.truncation, state), hs[0] if len(hs) == 1 else jnp.concatenate(hs)
+
+
+def first_slot(how: Any, inputs: Any) -> Any:
+    """The values of inputs of which ``state``, and perhaps ``xs``, come by slot."""
+    if how.truncation is None:
+        return inputs
+    of_xs = how.truncation if how.truncation.slots_in else None
+    state, xs = oldest(how.truncation, inputs.state), oldest(of_xs, inputs.xs, 1)
+    return inputs._replace(state=state, xs=xs)
+
+
+def by_slot(how: Any, state: Any, hs: jax.Array) -> tuple[Any, jax.Array]:
+    """The values of a recurrence as it returns them: the state, and perhaps ``hs``, by slot."""
+    if how.truncation is None:
+        return state, hs
+    of_hs = how.truncation if how.truncation.slots_out else None
+    return spread(how.truncation, state), spread(of_hs, hs, 1)
+
+
+def driven_by_slot(driven_by: Callable, dot_xs: jax.Array | None) -> tuple[Any, int | None]:
+    """``driven_by`` tangents of inputs [T, B, D] or by slot, and the axis of slots at one step."""
+    if dot_xs is None or dot_xs.ndim == 3:
+        return driven_by(dot_xs), None
+    return jax.vmap(driven_by, 1, 1)(dot_xs), 0
+
+
 def cut(tree: Any, piece: int) -> Any:
     """[T, …] as [N, T/N, …]; of no steps, N is 1."""
     return jax.tree.map(
@@ -44,6 +106,21 @@ def joint(a: jax.Array) -> jax.Array:
 def at_steps(part: slice, tree: Any) -> Any:
     """Arrays [T, …] at some of the steps."""
     return jax.tree.map(lambda a: a[part], tree)
+
+
+def ends_of_pieces(how: Any, tree: Any) -> Any:
+    """Arrays [T, …] after every piece that another one follows, [N − 1, …]."""
+    piece = max(how.piece, 1)
+    return at_steps(slice(piece, None, piece) if how.reverse else slice(piece - 1, -1, piece), tree)
+
+
+def before_pieces(how: Any, first: Any, ends: Any) -> Any:
+    """The state before each of the N pieces, [N, B, ·], from the first and ``ends_of_pieces``."""
+
+    def joined(first, rest):
+        return jnp.concatenate([rest, first[None]] if how.reverse else [first[None], rest])
+
+    return jax.tree.map(joined, first, ends)
 
 
 def shifted(how: Any, before: jax.Array, after: jax.Array) -> jax.Array:
@@ -78,16 +155,6 @@ def hold(valid_t: jax.Array | None, new: Any, old: Any) -> tuple[Any, jax.Array]
     return after, jnp.where(where, new.h, jnp.zeros_like(new.h))
 
 
-def is_zero(tangent: Any) -> bool:
-    """Whether a tangent is known to be zero."""
-    return isinstance(tangent, SymbolicZero)
-
-
-def zero_is_none(tangent: Any) -> Any:
-    """A tangent, or None for one that is known to be zero."""
-    return None if is_zero(tangent) else tangent
-
-
-def dense(tangent: Any) -> jax.Array:
-    """A tangent as an array."""
-    return jnp.zeros(tangent.shape, tangent.dtype) if is_zero(tangent) else tangent
+def rows(v: jax.Array, like: jax.Array) -> jax.Array:
+    """A vector [H] for every row of ``like``."""
+    return jnp.broadcast_to(v, like.shape)

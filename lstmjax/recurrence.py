@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstmjax import checks
+from lstmjax import bptt, checks
 from lstmjax.dropout import (
     Noise,
     check_noise,
@@ -32,6 +32,7 @@ from lstmjax.dropout import (
     zoned_out,
 )
 from lstmjax.dropout import dropout as drop
+from lstmjax.tangents import varying_like
 
 
 def recur(
@@ -47,6 +48,7 @@ def recur(
     noise: Noise | None = None,
     method: str = "scan",
     unroll: int = 1,
+    truncation: Any = None,
 ) -> tuple[Any, jax.Array]:
     """Runs ``step`` over time.
 
@@ -67,6 +69,7 @@ def recur(
         writes out all T steps, which compiles slowly and shows what the loop costs). "fused" is
         "scan" here: a derivative by hand is the cell's own matter.
       unroll: steps written out in one iteration of the scan, >= 1; "unrolled" writes out all.
+      truncation: (k1, k2), that of the derivative (bptt.py), or None.
 
     Returns:
       ``(state, hs)``: the state after the last valid step (the initial state for a row without
@@ -74,15 +77,16 @@ def recur(
       inputs and resets there are never read, so NaN padding changes neither value nor gradient.
 
     Raises:
-      ValueError: a wrong shape, dtype, length, noise, method or unroll.
+      ValueError: a wrong shape, dtype, length, noise, method, unroll or truncation.
     """
     checks.running(reverse, method, unroll)
-    steps, batch = xs.shape[:2]
+    steps, batch = xs.shape[0], xs.shape[-2]
+    truncation = bptt.within(bptt.as_truncation(truncation), steps)
     valid = checks.valid_steps(steps, batch, mask, lengths)
     reset = checks.reset_steps(steps, batch, resets)
     if valid is not None:
         # Zeroed first: the gradient of a NaN that is only selected away later is still NaN.
-        xs = jnp.where(valid[:, :, None], xs, jnp.zeros((), xs.dtype))
+        xs = zeroed(valid, xs)
         reset = None if reset is None else reset & valid
     if noise is not None:
         check_noise(noise, xs, state)
@@ -106,9 +110,18 @@ def recur(
         return _select(valid_t, new, state), h_t
 
     inputs = (xs, valid, reset, None if noise is None else over_time(noise))
+    loop = partial(_unrolled, steps=steps, reverse=reverse)
     if method != "unrolled":
-        return jax.lax.scan(body, state, inputs, reverse=reverse, unroll=min(unroll, steps) or 1)
-    return _unrolled(body, state, inputs, steps, reverse)
+        loop = partial(jax.lax.scan, reverse=reverse, unroll=min(unroll, steps) or 1)
+    if truncation is None:
+        return loop(body, state, inputs)
+    return bptt.truncated(truncation, loop, body, state, inputs, reverse)
+
+
+def zeroed(mask: jax.Array, xs: jax.Array) -> jax.Array:
+    """Inputs [T, B, D], by slot [T, S, B, D], with zeros at the steps that are not valid."""
+    where = mask[:, :, None] if xs.ndim == 3 else mask[:, None, :, None]
+    return jnp.where(where, xs, jnp.zeros((), xs.dtype))
 
 
 def _select(where: jax.Array, chosen: Any, otherwise: Any) -> Any:
@@ -156,6 +169,7 @@ def recur_compiled(
     unroll: int,
     reset_to: Any = None,
     noise: Noise | None = None,
+    truncation: Any = None,
     traced: dict[str, Any] | None = None,
     static: tuple[tuple[str, Any], ...] = (),
     by_hand: Mapping[str, Callable] | None = None,
@@ -169,7 +183,9 @@ def recur_compiled(
       static: options of ``step`` that choose the program, as (name, value) pairs.
       by_hand: by method, ``run(params, state, xs, **arrays, reverse, unroll, **traced)``: the same
         recurrence by other means. They know no noise: with it "fused" is "scan", and others refuse.
-      state, xs, mask, lengths, resets, reset_to, reverse, noise, method, unroll: as in ``recur``.
+        "fused" is given a ``truncation`` that cuts an error, and others refuse it.
+      state, xs, mask, lengths, resets, reset_to, reverse, noise, method, unroll, truncation: as in
+        ``recur``.
 
     Returns:
       As ``recur``.
@@ -179,7 +195,7 @@ def recur_compiled(
     """
     by_hand = by_hand or {}
     checks.running(reverse, method, unroll, tuple(by_hand))
-    steps, batch = xs.shape[:2]
+    steps, batch = xs.shape[0], xs.shape[-2]
     valid = checks.valid_steps(steps, batch, mask, lengths)  # here, where lengths have values
     reset = checks.reset_steps(steps, batch, resets)
     if noise is not None:
@@ -188,6 +204,12 @@ def recur_compiled(
     arrays = {"mask": valid, "resets": reset, "reset_to": reset_to, "noise": noise}
     if noise is not None and method not in checks.METHODS:
         raise ValueError(f"noise: got masks with method {method!r}, expected None")
+    truncation = bptt.as_truncation(truncation)
+    if truncation is not None and method not in checks.METHODS:
+        pair = truncation.k1, truncation.k2
+        raise ValueError(f"truncation: got {pair} with method {method!r}, expected None")
+    if (truncation := bptt.within(truncation, steps)) is not None:
+        arrays["truncation"] = truncation
     if method in by_hand and noise is None:
         del arrays["noise"]
         return _compiled_by_hand(
@@ -218,40 +240,11 @@ def _unrolled(body, state, inputs, steps: int, reverse: bool) -> tuple[Any, jax.
         return state, jnp.zeros((0, *state.h.shape), state.h.dtype)
     # unstack, because the gradient of T slices xs[t] would be T full-size additions.
     columns = jax.tree.map(jnp.unstack, inputs)
-    hs = [None] * steps
+    outputs = [None] * steps
     for t in reversed(range(steps)) if reverse else range(steps):
         inputs_t = jax.tree.map(lambda _, column, t=t: column[t], inputs, columns)
-        state, hs[t] = body(state, inputs_t)
-    return state, jnp.stack(hs)
-
-
-def varying_like(state: Any, inputs: Any) -> Any:
-    """Marks ``state`` as varying over the mesh axes that ``inputs`` vary over.
-
-    Inside ``jax.shard_map`` a loop's state must have one type throughout, and a fresh zero state
-    does not vary over devices while the inputs do. Outside it, this does nothing.
-
-    Args:
-      state: a pytree of arrays.
-      inputs: a pytree of arrays.
-
-    Returns:
-      ``state``, the same values.
-    """
-    axes = frozenset().union(*map(_varying_axes, jax.tree.leaves(inputs)))
-
-    def mark(leaf):
-        missing = tuple(axes - _varying_axes(leaf))
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(mark, state) if axes else state
-
-
-def _varying_axes(leaf: jax.Array) -> frozenset:
-    """The mesh axes that an array varies over inside ``jax.shard_map``; none outside it."""
-    # The attribute's name is young (jax 0.10); without it there is nothing to mark.
-    kind = getattr(jax.typeof(leaf), "manual_axis_type", None)
-    return getattr(kind, "varying", frozenset())
+        state, outputs[t] = body(state, inputs_t)
+    return state, jax.tree.map(lambda *of_steps: jnp.stack(of_steps), *outputs)
 
 
 class Bidirectional(NamedTuple):
@@ -293,7 +286,8 @@ def bidirectional(
       state: ``Bidirectional(forward, backward)`` initial states, or None for zeros.
       mask, lengths, resets: as in ``recur``.
       reset_to, noise: ``Bidirectional(forward, backward)`` of what ``recur`` takes, or None.
-      **options: every other option of ``layer``, the same for both directions.
+      **options: every other option of ``layer``, the same for both directions; ``truncation``
+        counts steps in each one's order of running.
 
     Returns:
       ``(Bidirectional(forward, backward), hs [T, B, 2H])``: each direction's state after its last
@@ -301,9 +295,12 @@ def bidirectional(
 
     Raises:
       ValueError: ``params``, ``state``, ``reset_to`` or ``noise`` is not a ``Bidirectional``,
-        ``reverse`` among the options; what ``layer`` raises.
+        ``reverse`` among the options, ``truncation`` inside a ``stack``; what ``layer`` raises.
     """
     checks.function("layer", layer)
+    if isinstance(options.get("truncation"), bptt.Truncation):
+        expected = "expected None: two directions have no order of running in common"
+        raise ValueError(f"truncation: got a pair in a stack of bidirectional layers, {expected}")
     if "reverse" in options:
         raise ValueError("reverse: got a value, expected none: both directions are run")
     pairs = {"params": params, "state": state, "reset_to": reset_to, "noise": noise}
@@ -361,6 +358,7 @@ def stack(
     key: jax.Array | None = None,
     reset_to: Sequence[Any] | None = None,
     noise: Sequence[Any] | None = None,
+    truncation: tuple[int, int] | None = None,
     **options,
 ) -> tuple[tuple, jax.Array]:
     """Layers on top of one another; each reads the outputs of the one below.
@@ -375,6 +373,9 @@ def stack(
       dropout: rate between layers, 0 <= dropout < 1, fresh for every element and step.
       key: a PRNG key; None means evaluation: nothing is dropped.
       reset_to, noise: what the layer takes, one per layer, or None.
+      truncation: (k1, k2) as in ``lstm``: an error reaches the same steps in all layers. (Layers
+        truncated each on its own would let it go back k2 steps in every one of them.) It asks for
+        layers of lstmjax that are not ``bidirectional``.
       **options: every other option of ``layer``, the same for all layers.
 
     Returns:
@@ -396,11 +397,15 @@ def stack(
             raise ValueError(f"{name}: got {type(given).__name__}, expected a list, one per layer")
         if len(given) != len(params):
             raise ValueError(f"{name}: got {len(given)}, expected {len(params)}, one per layer")
-    finals, hs = [], xs
+    window, finals, hs = bptt.as_truncation(truncation), [], xs
     for number, weights in enumerate(params):
         own = {name: given[number] for name, given in each.items()}
+        slots = number > 0 and hs.ndim == 4  # between layers of a truncated stack
         if number > 0 and key is not None:
-            hs = drop(jax.random.fold_in(key, number), hs, dropout)
+            dropped = partial(drop, jax.random.fold_in(key, number), rate=dropout)
+            hs = jax.vmap(dropped, 1, 1)(hs) if slots else dropped(hs)
+        if window is not None:
+            own["truncation"] = window.between(slots, number + 1 < len(params))
         final, hs = layer(weights, hs, own.pop("states"), **own, **options)
         finals.append(final)
     return tuple(finals), hs

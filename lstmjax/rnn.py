@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
+from lstmjax.bptt import check_inputs
 from lstmjax.dropout import Noise
 from lstmjax.fused_cells import by_hand
 from lstmjax.initializers import glorot, orthogonal, uniform
@@ -99,6 +100,7 @@ def rnn(
     noise: Noise | None = None,
     method: str = "fused",
     unroll: int = 1,
+    truncation: tuple[int, int] | None = None,
 ) -> tuple[RNNState, jax.Array]:
     """A layer: ``rnn_step`` over time.
 
@@ -107,7 +109,7 @@ def rnn(
       xs: [T, B, D] inputs, floating.
       state: ``RNNState(h [B, H])`` before the first step, or None for zeros.
       activation: "tanh", "relu" or "linear".
-      mask, lengths, resets, reset_to, reverse, noise, unroll: as in ``lstm``.
+      mask, lengths, resets, reset_to, reverse, noise, unroll, truncation: as in ``lstm``.
       method: "fused" (a scan whose derivative is written by hand: fused_cells.py; with ``noise`` it
         is "scan"), "scan" or "unrolled", as in ``lstm``; the results are the same.
 
@@ -118,9 +120,9 @@ def rnn(
       ValueError: names the argument, what came and what was expected.
     """
     xs = checks.as_array("xs", xs)
-    checks.shape("xs", xs, ("T", "B", "D"))
+    check_inputs(xs, truncation)
     compute, _ = _check(params, "xs", xs, activation)
-    shape = (xs.shape[1], params.w_h.shape[0])
+    shape = (xs.shape[-2], params.w_h.shape[0])
     if state is None:
         state = RNNState(jnp.zeros(shape, compute))
     else:
@@ -144,6 +146,7 @@ def rnn(
         noise=noise,
         method=method,
         unroll=unroll,
+        truncation=truncation,
     )
 
 

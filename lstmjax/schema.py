@@ -52,9 +52,21 @@ def _is_dataset(value: Any) -> bool:
 
 
 def _is_metrics(value: Any) -> bool:
-    values = value.values() if _is_object(value) else []
-    lists = [v if isinstance(v, list) else [v] for v in values]
-    return bool(lists) and all(items and all(map(_is_number, items)) for items in lists)
+    """Numbers and lists of numbers by name; under "diagnostics" they may stand in groups."""
+    values = value.items() if _is_object(value) else []
+    grouped = [_is_group(v) if k == "diagnostics" else _are_numbers(v) for k, v in values]
+    return bool(grouped) and all(grouped)
+
+
+def _is_group(value: Any) -> bool:
+    if not (_is_object(value) and value):
+        return False
+    return all(_are_numbers(v) or _is_group(v) for v in value.values())
+
+
+def _are_numbers(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(map(_is_number, items))
 
 
 def _is_seconds(value: Any) -> bool:

@@ -66,6 +66,7 @@ def finish(
     seed: int,
     devices: Sequence[jax.Device],
     row: str | None,
+    more: Mapping[str, Any] | None = None,
 ) -> None:
     """Leaves what a classifier's run leaves, and prints its last line.
 
@@ -76,12 +77,13 @@ def finish(
       title: of the figure: which model, on which data.
       dataset: with ``title``, ``name``, ``source`` and ``sha256``.
       seconds, seed, devices, row: as in ``Run.finish``.
+      more: further metrics for the record, or None.
     """
     params = jax.tree.map(np.asarray, params)
     checkpoint.save_params(folder.path / "params.safetensors", params)
     curves = scores.curves("accuracy")
     folder.figure("accuracy", plots.learning_curve(title, curves, "accuracy", xlabel="epoch"))
-    metrics = scores.metrics()
+    metrics = scores.metrics() | dict(more or {})
     folder.finish(
         dataset=dataset,
         metrics=metrics,

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lstmjax import gpu_tables, peer_tables, timing_tables
+from lstmjax import flow_tables, gpu_tables, long_lag_tables, peer_tables, timing_tables
 from lstmjax.records import RunError, validate
 from lstmjax.schema import SECONDS
+from lstmjax.seeds import seeds_of
+from lstmjax.truncation_tables import section as truncation_section
 
 # Settings that say where a run went or which of several like runs it is, not what it computes.
 _NO_SETTINGS = ("seed", "out", "live")
@@ -285,6 +287,9 @@ _TIMED = {
     "peer-layers": lambda groups: _each(peer_tables.section, groups),
     "scan_vs_unrolled": lambda groups: timing_tables.comparison_section(groups, _provenance),
     "scaling": lambda groups: timing_tables.scaling_section(groups, _provenance),
+    "long_lag": lambda groups: long_lag_tables.section(groups, _provenance),
+    "gradient-flow": lambda groups: flow_tables.section(groups, _provenance),
+    "truncation": lambda groups: truncation_section(groups, _provenance),
     "gpu": lambda groups: _each(gpu_tables.section, groups) or gpu_tables.section(None),
 }
 
@@ -299,7 +304,7 @@ def _provenance(group: Group) -> list[str]:
     )
     commits = _distinct(_commit(e) for e in environments)
     hashes = _distinct((r["dataset"].get("sha256") or "–")[:12] for r in group.records)
-    seeds = ", ".join(str(record["seed"]) for record in group.records)
+    seeds = ", ".join(str(seed) for record in group.records for seed in seeds_of(record))
     return [
         f"- **{group.name}**: {' and '.join(f'`{c}`' for c in commands)} with seeds {seeds}",
         f"  - on {_device(group.records[0])}; {' and '.join(versions)}; "

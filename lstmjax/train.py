@@ -48,6 +48,7 @@ def make_train_step(
     *,
     axis_name: str | None = None,
     stateful: bool = False,
+    of_gradient: Callable | None = None,
 ) -> Callable:
     """Builds ``step(state, batch) -> (state, metrics)``.
 
@@ -69,6 +70,9 @@ def make_train_step(
       axis_name: the mapped axis to average over, or None.
       stateful: whether something (a recurrent state) is carried from batch to batch. No gradient
         flows through it. ``step`` then takes and returns ``(state, carry)`` in place of ``state``.
+      of_gradient: ``of_gradient(g) -> metrics``: what to report of the gradient that ``tx`` gets, a
+        dict of (sum, count) that is added to the metrics (``diagnose.gradient_metrics``: its norm
+        and how clipping changes it); or None.
 
     Returns:
       The step. Its key is ``fold_in(state.key, state.step)``, and per device
@@ -78,6 +82,8 @@ def make_train_step(
     checks.function("loss_fn", loss_fn)
     checks.transformation("tx", tx)
     checks.flag("stateful", stateful)
+    if of_gradient is not None:
+        checks.function("of_gradient", of_gradient)
 
     def step(state, batch):
         state, extra = (state[0], (state[1],)) if stateful else (state, ())
@@ -94,6 +100,8 @@ def make_train_step(
         if axis_name is not None:
             grads = jax.lax.pmean(_weighted(grads, metrics, axis_name), axis_name)
             metrics = jax.lax.psum(metrics, axis_name)
+        if of_gradient is not None:  # every device has the whole batch's: nothing is to be added up
+            metrics = {**metrics, **of_gradient(grads)}
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         state = TrainState(
             state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key

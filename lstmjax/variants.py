@@ -28,6 +28,7 @@ from jax.nn import sigmoid
 from jax.numpy import tanh
 
 from lstmjax import checks
+from lstmjax.bptt import check_inputs
 from lstmjax.cells import functions, linear, variant
 from lstmjax.fused import by_hand
 from lstmjax.gated import clipped, peep
@@ -334,10 +335,10 @@ def learned_state(layer: Callable) -> Callable:
         if not isinstance(params, LearnedState):
             got = type(params).__name__
             raise ValueError(f"params: got {got}, expected LearnedState(params, state)")
-        checks.shape("xs", xs, ("T", "B", "D"))
+        check_inputs(xs, options.get("truncation"))
         for path, leaf in jax.tree_util.tree_leaves_with_path(params.state):
             checks.shape(f"params.state{jax.tree_util.keystr(path)}", leaf, ("H",))
-        rows = jax.tree.map(lambda leaf: jnp.tile(leaf, (xs.shape[1], 1)), params.state)
+        rows = jax.tree.map(lambda leaf: jnp.tile(leaf, (xs.shape[-2], 1)), params.state)
         if resets is not None:
             options |= {"resets": resets, "reset_to": rows if reset_to is None else reset_to}
         return layer(params.params, xs, rows if state is None else state, **options)

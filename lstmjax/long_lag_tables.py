@@ -1,0 +1,131 @@
+"""What experiments/long_lag.py found, as text: on the screen, and in BENCHMARKS.md."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lstmjax.seeds import interval, seeds_of
+
+_TITLES = {
+    "adding": "adding problem, T = {}",
+    "adding-hs": "adding problem of 1997, T = {}",
+    "order": "temporal order of two symbols, T = {} to 110",
+    "order-3": "temporal order of three symbols, T = {} to 110",
+    "copy": "copy problem, T = {}",
+}
+_MSE, _ENTROPY = "mean squared error", "cross-entropy (nats)"
+LOSSES = {
+    "adding": _MSE,
+    "adding-hs": _MSE,
+    "order": _ENTROPY,
+    "order-3": _ENTROPY,
+    "copy": _ENTROPY,
+}
+_CRITERIA = {
+    "adding": "wrong is an error of 0.08 or more; solved is a mean squared error below 0.01",
+    "adding-hs": "wrong is an error of 0.04 or more; solved is at most 1 wrong of 2,560, what "
+    "Hochreiter & Schmidhuber's network had wrong at T = 100 after 74,000 sequences",
+    "order": "wrong is any output 0.3 or more from its target; solved is at most 1 wrong of 2,560",
+    "order-3": "wrong is any output 0.3 or more from its target; solved is at most 2 wrong of "
+    "2,560",
+    "copy": "wrong are symbols; solved is a loss below a tenth of the baseline, which is that of "
+    "guessing the ten symbols",
+}
+_HEAD = (
+    "cell", "seeds", "solved", "at update", "updates run", "test loss", "wrong %", "train s",
+)  # fmt: skip
+
+
+def title(task: str, length: int) -> str:
+    """A task and its length, in words."""
+    return _TITLES[task].format(f"{length:,}")
+
+
+def solved(solved_at: Sequence[Any]) -> tuple[str, str]:
+    """How many seeds solved a task, and when those did: "4 of 5" and "1,250 ± 310".
+
+    Args:
+      solved_at: updates by seed; infinite where never.
+
+    Returns:
+      The two texts; ± is the half-width of the 95 % interval of the mean, which one seed has not.
+    """
+    times = np.array([float(time) for time in solved_at])
+    done = times[np.isfinite(times)]
+    count = f"{len(done)} of {len(times)}"
+    if not len(done):
+        return count, "–"
+    mean, half = interval(done)
+    return count, f"{mean:,.0f}" + (f" ± {half:,.0f}" if len(done) > 1 else "")
+
+
+def line(cell: str, solved_at: Sequence[Any], updates: int) -> str:
+    """One cell's result for the screen."""
+    count, when = solved(solved_at)
+    after = f" after {when} updates" if when != "–" else ""
+    return f"{cell}: solved by {count} seeds{after}; ran {updates:,} updates"
+
+
+def section(groups: Sequence[Any], provenance: Callable[[Any], list[str]]) -> list[str]:
+    """The section of BENCHMARKS.md: a table for each record.
+
+    Args:
+      groups: ``tables.Group``s of one record each.
+      provenance: the lines that say where a group comes from.
+
+    Returns:
+      Lines of Markdown.
+    """
+    lines = [
+        "## long-lag: memory over many steps", "",
+        "Sequences are drawn afresh for every update, and all seeds of a cell learn in one "
+        "compiled program, which stops where all have solved the task on 2,560 held-out "
+        "sequences. “At update”: the first evaluation that met the criterion, mean ± 95 % "
+        "interval (Student's t) over the seeds that did. Test loss and wrong answers: mean ± 95 % "
+        "interval over all seeds, on as many other sequences, with the weights of that evaluation, "
+        "or the last ones where there is none.",
+    ]  # fmt: skip
+    for group in groups:
+        (record,) = group.records
+        lines += ["", *_table(record), "", *provenance(group)]
+    return lines
+
+
+def _table(record: Mapping[str, Any]) -> list[str]:
+    config, metrics = record["config"], record["metrics"]
+    task, every = config["task"], config["eval_every"]
+    first, *_, last = seeds_of(record) * 2
+    seeds = f"{first}–{last}" if last > first else str(first)
+    base = f"{metrics['baseline_loss']:.3g}"
+    lines = [
+        f"### {title(task, config['length'])}", "",
+        f"The loss is the {LOSSES[task]}; without memory it is {base} at best. Here "
+        f"{_CRITERIA[task]}. Evaluated after every {every:,} updates of {config['batch_size']} "
+        f"sequences, at most {config['updates']:,}.", "",
+        _row(_HEAD), _row(["---"] * len(_HEAD)),
+    ]  # fmt: skip
+    for cell in config["cells"].split(","):
+        loss, wrong = (_interval(metrics, f"{cell}_test_{name}") for name in ("loss", "wrong"))
+        lines.append(
+            _row(
+                [cell, seeds, *solved(metrics[f"{cell}_solved_at"]),
+                 f"{metrics[f'{cell}_updates'][-1]:,}",
+                 _plus_minus(*loss, ".2g"), _plus_minus(*(100 * n for n in wrong), ".2f"),
+                 f"{metrics[f'{cell}_train_seconds']:.0f}"]
+            )
+        )  # fmt: skip
+    return lines
+
+
+def _interval(metrics: Mapping[str, Any], name: str) -> tuple[float, float]:
+    return float(metrics[f"{name}_mean"]), float(metrics[f"{name}_half_width"])
+
+
+def _plus_minus(mean: float, half: float, form: str) -> str:
+    """`mean ± half`, the latter only where there is one."""
+    return f"{mean:{form}}" + (f" ± {half:{form}}" if np.isfinite(half) else "")
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
