@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
+from lstmjax.bptt import check_inputs
 from lstmjax.dropout import Noise
 from lstmjax.lstm import lstm
 from lstmjax.recurrence import recur_compiled
@@ -28,6 +29,7 @@ def in_bfloat16(
     noise: Noise | None = None,
     method: str = "fused",
     unroll: int = 1,
+    truncation: Any = None,
     **options,
 ) -> tuple[Any, jax.Array]:
     """A layer whose products have bfloat16 factors, on weights that stay float32.
@@ -53,17 +55,17 @@ def in_bfloat16(
     Raises:
       ValueError: as ``layer``.
     """
-    checks.shape("xs", xs, ("T", "B", "D"))
+    check_inputs(xs, truncation)
     checks.floating("xs", xs)
     xs = xs.astype(jnp.bfloat16)
     over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reverse": reverse}
-    how = {"method": method, "unroll": unroll}
+    how = {"method": method, "unroll": unroll, "truncation": truncation}
     if layer is lstm and method not in ("scan", "unrolled") and noise is None:
         # A derivative by hand takes a weight's gradient in one product after the loop.
         options |= {"reset_to": reset_to} | over_time | how
         return layer(_rounded(params), xs, state, **options)
     first = init_learned_state(params).state
-    first = jax.tree.map(lambda part: jnp.zeros((xs.shape[1], *part.shape), part.dtype), first)
+    first = jax.tree.map(lambda part: jnp.zeros((xs.shape[-2], *part.shape), part.dtype), first)
     if state is not None:
         checks.states(state, type(first), [part.shape for part in first])
     start = _kept(first if state is None else state)

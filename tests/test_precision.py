@@ -254,6 +254,19 @@ def test_gradients_are_summed_over_time_in_float32(cell, x64):
             assert error < 4 * SHORT, name
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "keras1"])
+def test_truncation_reaches_every_layer(cell):
+    """With (2, 4) the error of step 5 reaches step 2, and none before it."""
+    params, xs = layer_problem(cell, 7)
+    layer = functools.partial(in_bfloat16, CELLS[cell].layer, truncation=(2, 4))
+
+    def error(xs, layer=layer):
+        return jnp.sum(layer(params, xs)[1][5].astype(jnp.float32) ** 2)
+
+    reached = np.abs(jax.jit(jax.grad(error))(xs)).max((1, 2)) > 0
+    assert reached.tolist() == [False, False, True, True, True, True, False]
+
+
 # ---- the model ----------------------------------------------------------------------------------
 
 
