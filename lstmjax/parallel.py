@@ -88,8 +88,10 @@ def mesh(devices: Sequence[jax.Device]) -> Mesh:
 
 def place(tree: Any, devices: Sequence[jax.Device], spec: P = WHOLE) -> Any:
     """Puts arrays on the devices: whole on each, or split (``SPLIT``, ``BATCHES``)."""
-    # Copies, so that giving the placed arrays up to a compiled call never deletes the originals.
-    return jax.device_put(tree, NamedSharding(mesh(devices), spec), may_alias=False)
+    # Copies, so that giving the placed arrays up to a compiled call never deletes the originals;
+    # device_put alone shares the first device's part, whatever ``may_alias`` says.
+    own = jax.tree.map(lambda a: a.copy() if isinstance(a, jax.Array) else a, tree)
+    return jax.device_put(own, NamedSharding(mesh(devices), spec))
 
 
 def runner(

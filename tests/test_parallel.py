@@ -89,6 +89,17 @@ def test_too_many_devices_is_one_clear_error():
         parallel.use_devices(0)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("spec", [parallel.WHOLE, parallel.SPLIT])
+def test_what_is_placed_is_a_copy(count, spec):
+    given = {"a": jnp.arange(4.0), "key": jax.random.split(jax.random.key(0), 4)}
+    placed = parallel.place(given, jax.devices()[:count], spec)
+    jax.jit(lambda tree: jax.tree.map(lambda a: a[::-1], tree), donate_argnums=0)(placed)
+    assert placed["a"].is_deleted()
+    np.testing.assert_array_equal(given["a"], np.arange(4))
+    assert given["key"].shape == (4,) and not given["key"].is_deleted()
+
+
 def test_plans_are_on_the_devices_one_ahead():
     devices, drawn = jax.devices()[:2], []
     plans = [{"rows": np.arange(6).reshape(3, 2) + n, "weight": np.ones((3, 2))} for n in range(4)]
