@@ -3,10 +3,9 @@
     python experiments/long_lag.py                          the adding problem over 200 steps
     python experiments/long_lag.py --preset adding-hs       as Hochreiter & Schmidhuber posed it
     python experiments/long_lag.py --preset order           which of X and Y came first (their 6a)
-    python experiments/long_lag.py --preset order-3         the same of three symbols (their 6b)
+    python experiments/long_lag.py --preset order-3         the same of three (their 6b)
     python experiments/long_lag.py --preset copy            ten symbols, after a wait of 50 steps
     python experiments/long_lag.py --preset adding-1000     over 1,000 steps: a long command
-    python experiments/long_lag.py --cells lstm,lstm-chrono --seeds 10        a choice of cells
 
 Every cell is trained by Adam on sequences that are never seen twice, all its seeds in one compiled
 program, and stops where all of them have solved the task. After every --eval-every updates it is
@@ -25,8 +24,9 @@ The criteria of adding-hs, order and order-3, and the lengths there, are those o
 Computation 9(8), 1997); 0.08 is its 0.04 where values are from [0, 1] and the sum is not divided by
 4. Its networks had sigmoid outputs, four to six cells and no forget gates, and learned by truncated
 gradients, one sequence at a time; these have a softmax or a linear output and learn as is usual
-today. A cell is lstm, gru, rnn (tanh) or any other of lstmjax.models.CELLS; -chrono after it lets
-the forget gates start with memories of up to the sequence's length (Tallec & Ollivier, 2018).
+today. A cell is one of lstmjax.models.CELLS. A number after it, as in lstm-4, is the forget gate's
+initial bias, which is 1 otherwise (half of a memory is gone after 2 steps; with 4, after 38), and
+-chrono lets memories start with lengths of up to the sequence's (Tallec & Ollivier, 2018).
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ from lstmjax import checkpoint, cli, long_lag_plots, long_lag_tables, losses, op
 from lstmjax import seeds as many
 from lstmjax.data import long_lag
 from lstmjax.data.dataset import make_dataset
-from lstmjax.initializers import chrono
-from lstmjax.models import CELLS, Init, Method, SequenceModel
+from lstmjax.initializers import GateBias
+from lstmjax.models import CELLS, Init, Method, SequenceModel, gate_bias
 from lstmjax.records import Run, params_sha256
 from lstmjax.variants import VARIANTS
 
@@ -91,14 +91,16 @@ class Config:
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
 
 
-_ADDING = Config()
+_SETTINGS = {
+    "adding": {},
+    "adding-1000": {"length": 1_000},
+    "adding-hs": {"length": 100, "cells": "lstm,lstm-4,lstm-chrono,gru,rnn"},
+    **dict.fromkeys(("order", "order-3"), {"length": 100, "learning_rate": 1e-3}),
+    "copy": {"length": 50, "learning_rate": 5e-3, "updates": 12_000, "eval_every": 400},
+}
 PRESETS = {
-    "adding": _ADDING,
-    "adding-1000": dataclasses.replace(_ADDING, preset="adding-1000", length=1_000),
-    "adding-hs": dataclasses.replace(_ADDING, preset="adding-hs", task="adding-hs", length=100),
-    "order": dataclasses.replace(_ADDING, preset="order", task="order", length=100),
-    "order-3": dataclasses.replace(_ADDING, preset="order-3", task="order-3", length=100),
-    "copy": dataclasses.replace(_ADDING, preset="copy", task="copy", length=50),
+    name: Config(preset=name, task=name.removesuffix("-1000"), **settings)
+    for name, settings in _SETTINGS.items()
 }
 
 
@@ -137,8 +139,7 @@ def make_task(name: str, length: int) -> Task:
         return Task(draw, None, 1, longest, measure, base, partial(nearly_all_right, allowed=1))
     if name == "copy":
         draw, steps = partial(long_lag.copy_memory, length=length), length + 2 * long_lag.COPIED
-        base = long_lag.COPIED * math.log(long_lag.KINDS) / steps
-        kinds = long_lag.DELIMITER + 1
+        kinds, base = long_lag.DELIMITER + 1, long_lag.COPIED * math.log(long_lag.KINDS) / steps
         solved = lambda loss, wrong: loss < base / 10  # noqa: E731
         return Task(draw, kinds, kinds - 1, steps, measure_copy, base, solved)
     symbols = 3 if name == "order-3" else 2
@@ -157,9 +158,8 @@ def measure_sum(outputs, y, tolerance):
 
 
 def measure_order(logits, y):
-    classes = jax.nn.one_hot(y, logits.shape[-1])
-    off = jnp.abs(jax.nn.softmax(logits) - classes) >= 0.3
-    return losses.cross_entropy(logits, y), jnp.any(off, axis=-1)
+    off = jnp.abs(jax.nn.softmax(logits) - jax.nn.one_hot(y, logits.shape[-1]))
+    return losses.cross_entropy(logits, y), jnp.any(off >= 0.3, axis=-1)
 
 
 def measure_copy(logits, y):
@@ -179,23 +179,28 @@ def check(config: Config) -> None:
     cli.check(config, "updates", fits, f"a multiple of --eval-every {config.eval_every}")
     cells = config.cells.split(",")
     for cell in cells:
-        name, dash, law = cell.partition("-")
-        known = name in CELLS and (not dash or (law == "chrono" and name in VARIANTS))
-        cli.check(config, "cells", known, "known cells with commas between, such as lstm,rnn")
+        name, what = cell.partition("-")[0], "known cells with commas between, such as lstm,rnn"
+        cli.check(config, "cells", name in CELLS, what)
+        forget_bias(cell, 2)  # says what is wrong with it
         fits = config.init in ("keras", "lstmjax") or name in VARIANTS
         cli.check(config, "init", fits, f"keras or lstmjax with the cell {cell}")
     cli.check(config, "cells", len(set(cells)) == len(cells), "no cell twice")
 
 
-def make_model(config: Config, task: Task, cell: str) -> SequenceModel:
+def forget_bias(cell: str, steps: int) -> float | GateBias | None:
+    """What a cell's name says of it: lstm nothing, lstm-4 a number, lstm-chrono a law."""
     name, _, law = cell.partition("-")
+    return gate_bias(f"chrono:{steps}" if law == "chrono" else law or None, name)
+
+
+def make_model(config: Config, task: Task, cell: str) -> SequenceModel:
     return SequenceModel(
-        cell=name,
+        cell=cell.partition("-")[0],
         hidden_size=config.hidden_size,
         output_size=task.outputs,
         every_step=config.task == "copy",
         cell_init=config.init,
-        forget_bias=chrono(task.steps) if law else None,
+        forget_bias=forget_bias(cell, task.steps),
         method=config.method,
     )
 
@@ -263,8 +268,7 @@ def evaluator(config: Config, loss_fn: Callable, held: dict, params: Any, device
         sums = train.scan_eval(step)(params, data, plan)
         return {name: losses.mean(average) for name, average in sums.items()}
 
-    plan = train.plan_batches(np.arange(config.eval_size), EVALUATED)
-    plan = parallel.place(plan, devices)
+    plan = parallel.place(train.plan_batches(np.arange(config.eval_size), EVALUATED), devices)
     held = {split: parallel.place(batch, devices) for split, batch in held.items()}
     spread_out = many.spread(scores_of, devices, shared=(1, 2), donate=())
     compiled = clock.compile(spread_out, params, held["test"], plan)
@@ -354,14 +358,11 @@ def run(config: Config) -> None:
         for split in ("validation", "test")
     }
     # The first batch of each seed stands for all that it trains on.
-    first = {
-        f"train {seed}": task.draw(seed, 0, batch_size=config.batch_size)
-        for seed in range(config.seed, config.seed + config.seeds)
-    }
+    own = range(config.seed, config.seed + config.seeds)
+    first = {f"train {seed}": task.draw(seed, 0, batch_size=config.batch_size) for seed in own}
     dataset = make_dataset(title, "generated", held | first)
     devices = parallel.use_devices(config.devices)[: config.seeds]
-    clock = train.Clock()
-    results = {}
+    clock, results = train.Clock(), {}
     with Run.create("long_lag", config, out=config.out) as folder:
         for cell in config.cells.split(","):
             bar = tqdm(total=config.updates, unit=" updates", desc=cell, disable=None)
@@ -370,18 +371,18 @@ def run(config: Config) -> None:
                 bar.update(update - bar.n)
                 means = {f"{cell}_{name}": float(np.mean(v)) for name, v in scores.items()}
                 folder.log(update, **means)
-                bar.set_postfix(loss=f"{means[f'{cell}_loss']:.4f}")
 
             results[cell] = fit(config, task, cell, held, devices, clock, log)
             bar.close()
-            print(long_lag_tables.line(cell, results[cell].solved_at, results[cell].updates[-1]))
+            done = results[cell]
+            print(long_lag_tables.line(cell, done.solved_at, done.updates[-1]), flush=True)
         curves = {
             name: {cell: (r.updates, r.curves[name]) for cell, r in results.items()}
             for name in ("loss", "wrong")
         }
         what = long_lag_tables.LOSSES[config.task]
         folder.figure("curves", long_lag_plots.curves(title, curves, what, task.baseline))
-        params = {cell: result.params for cell, result in results.items()}
+        params = {cell: done.params for cell, done in results.items()}
         checkpoint.save_params(folder.path / "params.safetensors", params)
         folder.finish(
             dataset=dataset,

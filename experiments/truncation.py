@@ -1,6 +1,6 @@
 """Styles of truncated backpropagation through time, and policies of updating, compared.
 
-    python experiments/truncation.py            both tasks, an RNN and an LSTM, a few minutes
+    python experiments/truncation.py            both tasks, an RNN and an LSTM: five minutes
     python experiments/truncation.py --quick    a few updates of one task, in seconds
     python experiments/truncation.py --tasks text --text book.txt
 

@@ -50,6 +50,10 @@ def curves(title: str, panels: Mapping[str, Curves], loss: str, baseline: float)
     upper.axhline(baseline, color=_INK, linestyle="--", linewidth=1, label="without memory")
     for number, (cell, (updates, values)) in enumerate(panels["wrong"].items()):
         _draw(lower, number, cell, updates, 100 * np.asarray(values, float), logarithm=False)
+    # By the seeds: a band of few of them can be many decades wide, and would flatten all else.
+    drawn = [_positive(values).ravel() for _, values in panels["loss"].values()]
+    drawn = np.concatenate([*drawn, [baseline]])
+    upper.set_ylim(np.nanmin(drawn) / 1.5, np.nanmax(drawn) * 1.5)
     upper.set_ylabel(f"held-out {loss}")
     lower.set_ylabel("wrong answers (%)")
     lower.set_ylim(-3, 103)
@@ -68,9 +72,9 @@ def curves(title: str, panels: Mapping[str, Curves], loss: str, baseline: float)
 
 
 def _positive(values: ArrayLike) -> np.ndarray:
-    """Losses for a logarithmic axis: what is not above 0 has no place there."""
+    """Losses for a logarithmic axis, on which neither 0 nor infinity has a place."""
     values = np.asarray(values, float)
-    return np.where(values > 0, values, np.nan)
+    return np.where((values > 0) & np.isfinite(values), values, np.nan)
 
 
 def _draw(

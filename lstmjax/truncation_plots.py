@@ -47,13 +47,16 @@ def losses(
     if all(one.style == "full" for one in often["an update every k1 steps"]):
         del often["an update every k1 steps"]
 
-    def draw(axes, cell, here):
+    def draw(axes, _, here):
         _curves(axes, here, lambda one: interval(one.agreement if at_verb else one.loss))
+        lowest = min((level for level, _ in levels), default=0.0)
         for level, name in levels:
             axes.axhline(level, color=_INK, linewidth=0.9, linestyle=":")
+            below = level == lowest  # where nothing can be drawn
             axes.annotate(
-                name, (0.995, level), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                fontsize="x-small", color=_INK, xytext=(0, 1), textcoords="offset points",
+                name, (0.99, level), xycoords=("axes fraction", "data"), ha="right",
+                va="top" if below else "bottom", fontsize="x-small", color=_INK,
+                xytext=(0, -2 if below else 1), textcoords="offset points",
             )  # fmt: skip
         axes.set_ylabel("test loss (nats)")
 
@@ -75,21 +78,19 @@ def costs(title: str, lines: Sequence[Line]) -> Figure:
       ValueError: no lines.
     """
     here = [one for one in lines if one.policy == "per_sequence"]
-    rows = {"steps reached, weighted by gradient (thin: by definition)": here, "time": here}
-    drawn = []
+    depth, time = "by gradient (thin: by definition)", "time of a sequence"
 
-    def draw(axes, cell, here):
-        if len(drawn) < len({one.cell for one in lines}):
+    def draw(axes, name, here):
+        if name == depth:
             _curves(axes, here, lambda one: (one.window, 0.0), thin=True)
             _curves(axes, here, lambda one: interval(one.depth))
-            axes.set_ylabel("steps")
+            axes.set_ylabel("steps reached")
         else:
             _curves(axes, here, lambda one: (relative_time(lines, one), 0.0))
             axes.set_ylabel("time, × full")
-        axes.set_ylim(bottom=0)
-        drawn.append(axes)
+        axes.update_datalim([(here[0].n, 0.0)])
 
-    return _grid(title, rows, draw)
+    return _grid(title, {depth: here, time: here}, draw)
 
 
 def _curves(
@@ -133,9 +134,10 @@ def _grid(
     for place, (name, of_row) in zip(grid, rows.items(), strict=True):
         for axes, cell in zip(place, cells, strict=True):
             here = [one for one in of_row if one.cell == cell]
-            draw(axes, cell, here)
+            draw(axes, name, here)
             depths = sorted({one.n for one in here if one.style != "full"})
             axes.set_xscale("log")
+            axes.margins(x=0.09, y=0.1)
             axes.set_xticks(depths, [str(n) for n in depths])
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlabel("n (steps)")

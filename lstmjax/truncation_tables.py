@@ -198,8 +198,8 @@ def level_text(task: str, record: Mapping[str, Any]) -> str:
     """The losses of a task that are known, in a sentence; empty where there are none."""
     names = record["config"]["levels"][task]
     found = zip(record["metrics"].get(f"{task}_levels", ()), names, strict=True)
-    known = [f"{float(level):.4f} with {name}" for level, name in found]
-    return f"In nats a step, for who is perfect but for that: {', '.join(known)}." * bool(known)
+    known = ", ".join(f"{float(level):.4f} ({name})" for level, name in found)
+    return f"Known losses in nats a step: {known}." * bool(known)
 
 
 def section(groups: Sequence[Any], provenance: Callable) -> list[str]:

@@ -173,16 +173,17 @@ def test_scores_are_those_of_the_last_weights_on_sequences_of_their_own(name, le
             assert wrong == pytest.approx(np.mean(want_wrong), abs=1e-6)
 
 
-def test_chrono_gates_start_with_memories_of_the_sequence():
+def test_forget_gates_start_as_the_cells_name_says():
     config = experiment.Config(task="copy", length=30, **TINY)
     task = experiment.make_task("copy", 30)
     biases = {}
-    for cell in ("lstm", "lstm-chrono"):
+    for cell in ("lstm", "lstm-2.5", "lstm-chrono"):
         model = experiment.make_model(config, task, cell)
         x = jnp.zeros((1, 2, task.kinds))
         params = quick(model.init, jax.random.key(0), x)["params"]
         biases[cell] = np.split(np.asarray(params["layer_0"]["weights"]["b"]), 4)
-    assert np.all(biases["lstm"][1] == 1) and np.all(biases["lstm"][0] == 0)
+    for cell, bias in (("lstm", 1), ("lstm-2.5", 2.5)):
+        assert np.all(biases[cell][1] == bias) and np.all(biases[cell][0] == 0)
     forget = biases["lstm-chrono"][1]
     assert np.all((0 < forget) & (forget < math.log(50 - 1))) and len(set(forget)) == 4
     np.testing.assert_array_equal(biases["lstm-chrono"][0], -forget)
@@ -296,7 +297,8 @@ def test_a_run_leaves_its_numbers(record):
     ("arguments", "message"),
     [
         ("--cells lstm,tree", "--cells: got lstm,tree, expected known cells with commas"),
-        ("--cells gru-chrono", "--cells: got gru-chrono, expected known cells"),
+        ("--cells gru-chrono", "forget_bias: got chrono:2, expected none with the cell gru"),
+        ("--cells rnn,lstm-x", "forget_bias: got x, expected a number"),
         ("--cells lstm,lstm", "--cells: got lstm,lstm, expected no cell twice"),
         ("--updates 50", "--updates: got 50, expected a multiple of --eval-every 100"),
         ("--task order", "--length: got 200, expected 100 with --task order"),
@@ -374,17 +376,22 @@ def test_figure_draws_means_bands_seeds_and_the_baseline():
     rng = np.random.default_rng(0)
     updates = np.arange(4) * 100
     loss = {"lstm": (updates, rng.uniform(0.1, 1, (5, 4))), "rnn": (updates[:2], np.ones((1, 2)))}
-    wrong = {cell: (at, values / 2) for cell, (at, values) in loss.items()}
+    loss["gru"] = updates[:3], [[1.0, np.inf, np.nan]]  # it went astray
+    wrong = {cell: (at, np.divide(values, 2)) for cell, (at, values) in loss.items()}
     figure = long_lag_plots.curves("a task", {"loss": loss, "wrong": wrong}, "loss (nats)", 0.3)
     upper, lower = figure.axes
     assert upper.get_yscale() == "log" and upper.get_ylabel() == "held-out loss (nats)"
     assert lower.get_ylabel() == "wrong answers (%)" and lower.get_xlabel() == "updates"
     lines = {line.get_label(): line for line in upper.lines if line.get_label()[0] != "_"}
-    assert list(lines) == ["lstm", "rnn", "without memory"]
+    assert list(lines) == ["lstm", "rnn", "gru", "without memory"]
     logs = np.log(loss["lstm"][1])
     np.testing.assert_allclose(lines["lstm"].get_ydata(), np.exp(logs.mean(axis=0)))
     assert set(lines["without memory"].get_ydata()) == {0.3}
-    assert len(upper.lines) == 5 + 1 + 2 + 1  # the seeds and means of two cells, and the baseline
+    seen = [*loss["lstm"][1].ravel(), 1.0, 0.3]
+    assert upper.get_ylim() == pytest.approx((min(seen) / 1.5, max(seen) * 1.5))
+    assert (
+        len(upper.lines) == 5 + 1 + 2 + 2 + 1
+    )  # the seeds and means of three cells, and the baseline
     (band,) = upper.collections  # of one seed there is none
     mean, half = interval(logs)
     corners = band.get_paths()[0].vertices[:, 1]

@@ -225,8 +225,8 @@ def test_the_section_of_benchmarks():
     lines = truncation_tables.section([Group], lambda group: [f"- from {group is Group}"])
     assert lines[0] == "## truncation" and truncation_tables.LEGEND in lines[2]
     assert lines[4] == (
-        "**bits, RNN(16)**: 500 sequences of T = 8 steps, B = 3, 2 seeds. In nats a step, for who "
-        "is perfect but for that: 0.5000 with nothing, 0.2500 with all."
+        "**bits, RNN(16)**: 500 sequences of T = 8 steps, B = 3, 2 seeds. Known losses in nats a "
+        "step: 0.5000 (nothing), 0.2500 (all)."
     )
     # Student's t for two values: 12.706 · s/√2, with s = 0.0707 here.
     assert lines[8] == (
@@ -280,6 +280,7 @@ def test_the_figure_of_losses():
     ]  # fmt: skip
 
     figure.canvas.draw()
+    assert first.get_ylim()[0] < 0.5 - 1.27 and first.get_ylim()[1] > 0.5 + 1.27  # whole bars
     at_verb = truncation_plots.losses("bits", lines[:1], [], at_verb=True)
     np.testing.assert_allclose(bars(at_verb.axes[0], "TensorFlow style")[1], 0.6)
     with pytest.raises(ValueError, match="lines: got none, expected at least one"):
@@ -293,7 +294,9 @@ def test_the_figure_of_costs():
     by_definition = {tuple(one.get_ydata()) for one in upper.lines}
     assert (1.5, 2.5) in by_definition and (4.5, 4.5) in by_definition
     np.testing.assert_allclose(bars(lower, "TensorFlow style")[1], 1.0)
-    assert upper.get_ylabel() == "steps" and lower.get_ylabel() == "time, × full"
+    for axes in (upper, lower):  # all of it is seen, from 0
+        assert axes.get_ylim()[0] <= 0 and axes.get_ylim()[1] > 1
+    assert upper.get_ylabel() == "steps reached" and lower.get_ylabel() == "time, × full"
 
 
 # ---- the command --------------------------------------------------------------------------------

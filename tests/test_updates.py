@@ -148,8 +148,8 @@ CASES = [
 ]
 
 
-SOME = [case for case in CASES if case[1:3] in ((3, 3), (2, 6), (1, 3), (2, 4))]
-STACKED = [case for case in SOME if case[1] == 2]
+SOME = [case for case in CASES if case[1:3] in ((2, 6), (1, 3))]
+STACKED = [case for case in CASES if case[1:3] in ((2, 6), (2, 4))]
 
 
 @pytest.mark.parametrize(
@@ -197,9 +197,7 @@ def test_policies_meet_where_they_must(x64):
     oracle.assert_close(after("per_step", 1, 3), after("per_chunk", 1, 3), 1e-14)
     whole = after("per_chunk", 6, 6)
     oracle.assert_close(after("per_sequence", 6, 6), whole, 1e-13)
-    oracle.assert_close(after("per_sequence", 3, 6), after("per_sequence", 3, 9), 1e-13)
-    # Where n = T, or the window is the chunk, both norms are one.
-    oracle.assert_close(after("per_sequence", 6, 6, norm="r2rt"), whole, 1e-13)
+    # Where the window is the chunk, both norms are one.
     chunks = after("per_chunk", 2, 2)
     oracle.assert_close(after("per_chunk", 2, 2, norm="r2rt"), chunks, 1e-13)
     # And they are three different things elsewhere.

@@ -166,8 +166,8 @@ def text(
         grammar = float(asked["nats"]) / len(asked["ids"])
         verbs = np.count_nonzero(asked["lags"]) / len(asked["ids"])
         known = (
-            (grammar + float(verbs) * math.log(2), "the grammar without the noun's number"),
-            (grammar, "the grammar"),
+            (grammar + float(verbs) * math.log(2), "the noun forgotten"),
+            (grammar, "the grammar known"),
         )
     title = f"the next character of {dataset.title}"
     return Streams(xs, ys, cut("ids")[:-1], test_ps, lags, known, dataset, title)
