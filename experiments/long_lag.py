@@ -92,7 +92,7 @@ class Config:
 
 
 _SETTINGS = {
-    "adding": {},
+    "adding": {"updates": 5_000},
     "adding-1000": {"length": 1_000},
     "adding-hs": {"length": 100, "cells": "lstm,lstm-4,lstm-chrono,gru,rnn"},
     **dict.fromkeys(("order", "order-3"), {"length": 100, "learning_rate": 1e-3}),
