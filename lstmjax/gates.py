@@ -62,7 +62,7 @@ def _gates_of_lstm(cell, params, before, c_t, xs) -> dict[str, jax.Array]:
     sizes |= {"kind": variants.VARIANTS[cell].params, "state_kind": type(before)}
     z, c_tm1 = preactivations(params, before, xs, None, None, **sizes)
     if cell == "layer_norm":
-        z = variants._normalised_sums(params, before, xs, None, None, z)
+        z = variants.normalised_sums(params, before, xs, None, None, z)
     z = dict(zip(blocks, z, strict=True))
     seen = {name: c_t.astype(c_tm1.dtype) if name == "o" else c_tm1 for name in rows}
     found = {n: squash(peep(params, k, z[n], seen[n])) for k, n in enumerate(rows)}

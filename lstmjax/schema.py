@@ -2,7 +2,7 @@
 
 from typing import Any
 
-SOURCES = ("tfds", "offline", "generated")
+SOURCES = ("tfds", "offline", "generated", "file")
 SECONDS = ("compile", "train", "eval")
 DATASET = ("name", "source", "sha256")
 _COMMON = ("experiment", "command", "dataset", "metrics", "seconds", "environment", "seed")

@@ -182,7 +182,7 @@ def load_parity(results: str | Path) -> list[Group]:
 
 
 def load_timed(results: str | Path) -> dict[str, list[Group]]:
-    """Every record of the experiments that time layers, by experiment, each a group of its own.
+    """Every record of the experiments with sections of their own, by experiment, a group each.
 
     Raises:
       RunError: a file is no record.

@@ -270,7 +270,8 @@ def _layer_norm(params, state, z, cell_clip):
     return sigmoid(peep(params, 2, z[3], c)) * tanh(to_output), c
 
 
-def _normalised_sums(params, state, x_t, x_mask, h_mask, z):
+def normalised_sums(params, state, x_t, x_mask, h_mask, z):
+    """The blocks of ``layer_norm``'s gates, [..., H] each, in the place of the plain sums z."""
     kinds = checks.dtypes(x_t, params)
     from_x = _normalised("gain_x", params, product(x_t, params.w_x, kinds, x_mask))
     from_h = _normalised("gain_h", params, product(state.h, params.w_h, kinds, h_mask))
@@ -295,7 +296,7 @@ def _with_gains(key: jax.Array, params: LSTMParams, init: str) -> LayerNormParam
 
 
 layer_norm_step, layer_norm, init_layer_norm = variant(
-    "layer_norm", _layer_norm, sums=_normalised_sums, more=_with_gains, kind=LayerNormParams
+    "layer_norm", _layer_norm, sums=normalised_sums, more=_with_gains, kind=LayerNormParams
 )
 
 # ---- learned initial state ----------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_a_file_as_ids(tmp_path):
     file = tmp_path / "book.txt"
     file.write_text("ähm, so?\n" * 10, encoding="utf-8")
     data = characters.load(file)
-    assert data.name == "book.txt" and data.source == "offline"
+    assert data.name == "book.txt" and data.source == "file"
     assert data.vocabulary == tuple(sorted(set("ähm, so?\n")))
     assert [len(data.splits[name]["ids"]) for name in ("train", "test")] == [81, 9]
     both = np.concatenate([data.splits[name]["ids"] for name in ("train", "test")])
@@ -211,4 +211,4 @@ def test_several_data_sets_as_one():
     both = streams.joined([one, text])
     assert both.name == "lagged_bits and agreement_sentences" and both.source == "generated"
     assert both.sha256 != streams.joined([two, text]).sha256
-    assert streams.joined([one, text._replace(source="offline")]).source == "offline"
+    assert streams.joined([one, text._replace(source="file")]).source == "file"

@@ -125,7 +125,7 @@ def load(
     vocabulary = _characters(text)
     parts = {"train": text[:cut], "test": text[cut:]}
     splits = {split: {"ids": encode(part, vocabulary)} for split, part in parts.items()}
-    return make_dataset(Path(path).name, "offline", splits, vocabulary)
+    return make_dataset(Path(path).name, "file", splits, vocabulary)
 
 
 def encode(text: str, vocabulary: tuple[str, ...]) -> np.ndarray:

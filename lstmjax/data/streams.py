@@ -177,6 +177,6 @@ def joined(datasets: Sequence[Dataset]) -> Dataset:
     """One data set, or several as one; generated if all of them are."""
     if len(datasets) == 1:
         return datasets[0]
-    source = "generated" if all(one.source == "generated" for one in datasets) else "offline"
+    source = "generated" if all(one.source == "generated" for one in datasets) else "file"
     splits = {f"{one.name}, {split}": a for one in datasets for split, a in one.splits.items()}
     return make_dataset(" and ".join(one.name for one in datasets), source, splits)
