@@ -93,8 +93,8 @@ class Config:
 
 _SETTINGS = {
     "adding": {"updates": 5_000},
-    "adding-1000": {"length": 1_000},
-    "adding-hs": {"length": 100, "cells": "lstm,lstm-4,lstm-chrono,gru,rnn"},
+    "adding-1000": {"length": 1_000, "updates": 6_000, "eval_every": 200},
+    "adding-hs": {"length": 100, "cells": "lstm,lstm-4,lstm-chrono,gru,rnn", "updates": 6_000},
     **dict.fromkeys(("order", "order-3"), {"length": 100, "learning_rate": 1e-3}),
     "copy": {"length": 50, "learning_rate": 5e-3, "updates": 12_000, "eval_every": 400},
 }
