@@ -122,6 +122,13 @@ def memory_half_life(f: jax.Array) -> jax.Array:
 
     Returns:
       [H], over all leading axes; infinite where f is 1, and 0 where an f is 0.
+
+    Raises:
+      ValueError: an ``f`` that is no floating array with an axis of units.
     """
+    f = checks.as_array("f", f)
+    checks.floating("f", f)
+    if f.ndim == 0:
+        raise ValueError("f: got a number, expected [..., H]")
     mean = jnp.mean(jnp.log(f.reshape(-1, f.shape[-1])), axis=0)
     return math.log(2) / jnp.abs(mean)

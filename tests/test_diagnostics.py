@@ -374,3 +374,9 @@ def test_bad_arguments_are_named():
         with pytest.raises(ValueError) as raised:
             call()
         assert str(raised.value).startswith(message), str(raised.value)
+
+
+@pytest.mark.parametrize("f", ["x", 1, 0.5, [1, 2]])
+def test_a_half_life_is_that_of_gates(f):
+    with pytest.raises(ValueError, match="^f: got"):
+        diagnostics.memory_half_life(f)
