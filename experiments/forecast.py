@@ -2,6 +2,7 @@
 
     python experiments/forecast.py                   LSTM(128), 50 epochs, about 15 seconds
     python experiments/forecast.py --preset rnn      a linear RNN(64) without bias, 100 epochs
+    python experiments/forecast.py --seeds 8         eight seeds in one program
 
 A published Keras tutorial: 1,000 values of sin on −100 … 100, every window of 50 and the value that
 follows, batches of 512, Adam at 1e-3 (TensorFlow 1's), mean squared error. Its LSTM has the
@@ -16,7 +17,9 @@ MSE, and the rounded state 6e-7: little beside the LSTM's error, but thousands o
 linear RNN, which forecasts to 0.008 then instead of 0.0006 (mean RMSE of three seeds).
 """
 
+import contextlib
 import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -28,16 +31,22 @@ from lstmjax import (
     checkpoint,
     cli,
     diagnose,
+    distributed,
+    lane_runs,
+    lanes,
     losses,
     optim,
     parallel,
     plots,
+    reproducible,
     streaming,
     train,
 )
-from lstmjax.data import sin
+from lstmjax import seeds as many
+from lstmjax.data import Dataset, sin
+from lstmjax.keeper import Keeper, save_every
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel
-from lstmjax.records import Run, matching_row, params_sha256
+from lstmjax.records import matching_row, params_sha256
 from lstmjax.variants import VARIANTS
 
 
@@ -71,11 +80,34 @@ class Config:
     precision: Precision = "float32"
     """Of the factors of products, h included; sums, parameters and c are float32 in any case."""
     devices: int | None = None
-    """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
+    """Devices to split a batch over, in all processes; all there are when not given."""
+    distributed: bool = False
+    """Whether this is one process of several; SLURM and Kubernetes tell by themselves which one."""
+    coordinator: str | None = None
+    """By hand: HOST:PORT where all processes find process 0."""
+    num_processes: int | None = None
+    """By hand: how many processes there are."""
+    process_id: int | None = None
+    """By hand: which of them this one is, from 0 on."""
     seed: int = 0
     """Of initial weights and batch order."""
+    seeds: int = 1
+    """How many seeds, from --seed on, all in one program, each as if run alone on one device."""
+    sweep: str | None = None
+    """Values to choose from by the training MSE (there is no validation split): lr=1e-3,3e-3 or
+    clip_norm=1,5."""
     diagnose: bool = False
     """Whether to look at gradients through time, at gates and at clipping as well."""
+    save_every: str = "60s"
+    """When to save a checkpoint: after so many steps, as 500, or seconds, as 60s."""
+    keep: int = 3
+    """Checkpoints that stay: the last ones, and no others."""
+    resume: str | None = None
+    """Folder of a run to go on with, to the same bits; its settings are taken from there."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is not finite: end the run, or leave the step out."""
+    deterministic: bool = False
+    """Whether to ask XLA for the same bits on every run, on a GPU too, and to check it."""
     out: str | None = None
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
 
@@ -89,12 +121,15 @@ ROWS = {"forecast-lstm": PRESETS["lstm"], "forecast-rnn": PRESETS["rnn"]}
 
 def check(config: Config) -> None:
     cli.check_counts(config, "hidden_size", "batch_size", "epochs", "steps", "unroll", "devices")
+    cli.check_counts(config, "keep")
+    save_every(config.save_every)
     cli.check_counts(config, "seed", least=0)
     cli.check_positive(config, "learning_rate", "clip_norm")
     rnn = config.cell in ("rnn", "linear_rnn")
     fits = rnn if config.init == "uniform" else config.cell in VARIANTS
     fits = fits or config.init in ("keras", "lstmjax")
     cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
+    lanes.check(config)
 
 
 def make_model(config: Config) -> SequenceModel:
@@ -107,6 +142,20 @@ def make_model(config: Config) -> SequenceModel:
         unroll=config.unroll,
         precision=config.precision,
     )
+
+
+def make_optimiser(config: Config):
+    adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's Adam
+    return optim.clipped(adam, config.clip_norm)
+
+
+def make_loss(model: SequenceModel):
+    def loss_fn(params, batch, key):
+        _, predictions = model.apply({"params": params}, batch["x"], key=key)
+        loss = losses.total(losses.squared_error(predictions, batch["y"]), batch["weight"])
+        return losses.mean(loss), {"loss": loss}
+
+    return loss_fn
 
 
 def rerun_window(model: SequenceModel, params, window: jax.Array, steps: int) -> jax.Array:
@@ -136,10 +185,23 @@ def read_on(predict, params, state, value: jax.Array, steps: int) -> jax.Array:
     return jnp.concatenate([value[None], following])[:, 0, 0]
 
 
+WAYS = {"window re-run": rerun_window, "state carried": carry_state}
+
+
+def question(windows: dict, steps: int):
+    """What is to be forecast: known values [50], times and true values [steps], and a window."""
+    known, t = windows["series"][-50:], windows["t"]
+    future = t[-1] + (t[1] - t[0]) * np.arange(1, steps + 1)
+    return known, future, np.sin(future), jnp.asarray(known[:, None], jnp.float32)
+
+
 def run(config: Config) -> None:
     check(config)
+    reproducible.ask(config.deterministic)
     windows = sin.forecast_windows(corrected=config.all_windows)
     dataset = sin.dataset(windows)
+    if lanes.asked_for(config):
+        return run_lanes(config, windows, dataset)
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}")
     devices = parallel.use_devices(config.devices)
     clock = train.Clock()
@@ -147,9 +209,9 @@ def run(config: Config) -> None:
     model = make_model(config)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = model.init(init_key, windows["x"][:1])["params"]
-    adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's Adam
-    tx = optim.clipped(adam, config.clip_norm)
-    state = parallel.place(train.init_state(params, tx, step_key), devices)
+    tx = make_optimiser(config)
+    distributed.check_same(data=dataset.sha256, weights=params_sha256(params))
+    state = train.init_state(params, tx, step_key)
 
     looked_at = diagnose.spread_out(len(windows["x"]))
     diagnosis = diagnose.Diagnosis(
@@ -162,47 +224,54 @@ def run(config: Config) -> None:
     )
     diagnosis.look("initialisation", params)
 
-    def loss_fn(params, batch, key):
-        _, predictions = model.apply({"params": params}, batch["x"], key=key)
-        loss = losses.total(losses.squared_error(predictions, batch["y"]), batch["weight"])
-        return losses.mean(loss), {"loss": loss}
-
     # One step for any number of devices; an epoch in one compiled call, on data that stays put.
-    of_gradient = diagnosis.of_gradient
-    step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS, of_gradient=of_gradient)
+    step = train.make_train_step(
+        make_loss(model),
+        tx,
+        axis_name=parallel.AXIS,
+        of_gradient=diagnosis.of_gradient,
+        on_nan=config.on_nan,
+    )
     advance = parallel.runner(step, devices, clock)
+    advance = reproducible.checked(advance, config.deterministic)
     data, size = parallel.place({n: windows[n] for n in "xy"}, devices), len(windows["x"])
 
-    with Run.create("forecast", config, out=config.out) as folder:
-        mse = []
-        bar = tqdm(total=config.epochs, unit=" epochs", disable=None)
-        for epoch in range(1, config.epochs + 1):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(distributed.open_run("forecast", config))
+        mse, seen = [], train.Tally()
+        parts = {"mse": mse, "epoch": seen, "seconds": clock.seconds, "diagnosis": diagnosis}
+        keeper = stack.enter_context(Keeper(folder, config, parts))
+        state = parallel.place(keeper.restored(state), devices)
+        hidden = distributed.quiet()
+        bar = tqdm(total=config.epochs, initial=keeper.epoch - 1, unit=" epochs", disable=hidden)
+        for epoch in keeper.epochs(config.epochs):
             pieces = train.plan_epoch(
                 size, config.batch_size, seed=config.seed, epoch=epoch, multiple=len(devices)
             )
-            seen = []
-            for piece in parallel.ahead(pieces, devices):
+            for piece in parallel.ahead(keeper.left(pieces), devices):
                 state, metrics = advance(state, data, piece)
-                seen.append(metrics)
-            metrics = train.added(seen)
+                seen.add(keeper.checked(state, metrics))
+                keeper.after_piece(state)
+            metrics = seen.take()
             means = losses.means(metrics)
             mse.append(means.pop("loss"))
             folder.log(int(state.step), epoch=epoch, train_mse=mse[-1], **means)
             diagnosis.log(int(state.step), metrics)
             bar.update()
             bar.set_postfix(mse=f"{mse[-1]:.2e}")
+            keeper.after_epoch(state, last=epoch == config.epochs)
         bar.close()
+        if not distributed.is_main():
+            return
 
         # The forecast is made by the model as it was saved, not by the one in memory.
         params = jax.tree.map(np.asarray, state.params)
         checkpoint.save_params(folder.path / "params.safetensors", params)
         params = checkpoint.load_params(folder.path / "params.safetensors", params)
 
-        known, t = windows["series"][-50:], windows["t"]
-        future = t[-1] + (t[1] - t[0]) * np.arange(1, config.steps + 1)
-        truth, window = np.sin(future), jnp.asarray(known[:, None], jnp.float32)
-        forecasts, ways = {}, {"window re-run": rerun_window, "state carried": carry_state}
-        for label, way in ways.items():
+        known, future, truth, window = question(windows, config.steps)
+        forecasts, t = {}, windows["t"]
+        for label, way in WAYS.items():
             run_way = jax.jit(lambda p, w, way=way: way(model, p, w, config.steps))
             run_way = clock.compile(run_way, params, window)
             with clock("eval"):
@@ -225,6 +294,7 @@ def run(config: Config) -> None:
                 "forecast_window": forecasts["window re-run"].tolist(),
                 "forecast_carried": forecasts["state carried"].tolist(),
                 **diagnosis.finish(folder, title),
+                **keeper.numbers(),
             },
             seconds=clock.seconds,
             params_sha256=params_sha256(params),
@@ -238,5 +308,82 @@ def run(config: Config) -> None:
     )
 
 
+# ---- many runs in one program -------------------------------------------------------------------
+
+
+def run_lanes(config: Config, windows: dict, dataset: Dataset) -> None:
+    """``run`` for many seeds, or values to choose from."""
+    print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}: {lane_runs.about(config)}")
+    clock, model = train.Clock(), make_model(config)
+    loss_fn = lanes.first_device(make_loss(model))
+
+    def start(config):
+        init_key, step_key = jax.random.split(jax.random.key(config.seed))
+        params = model.init(init_key, windows["x"][:1])["params"]
+        return train.init_state(params, make_optimiser(config), step_key)
+
+    def make_step(config):
+        return train.make_train_step(loss_fn, make_optimiser(config), on_nan=config.on_nan)
+
+    data = {name: windows[name] for name in "xy"}
+    program = lanes.Program.of(config, clock, start=start, make_step=make_step, data=data)
+    rows = [np.arange(len(windows["x"]))] * len(program.lanes)
+    with lane_runs.opened("forecast", config, program, clock) as work:
+        scores, keeper = work.scores, work.keeper
+        bar = tqdm(total=config.epochs, initial=keeper.epoch - 1, unit=" epochs", disable=None)
+        for epoch in keeper.epochs(config.epochs):
+            pieces = lanes.pieces(program.lanes, rows, epoch, config.batch_size)
+            for plans in keeper.left(pieces):
+                scores.count(work.watch.checked(plans, program.advance(plans)))
+                keeper.after_piece(program.states)
+            means = [{"mse": own["loss"]} for own in scores.trained()]
+            scores.add("train", program.step(), epoch, means, range(len(rows)))
+            bar.update()
+            keeper.after_epoch(program.states, last=epoch == config.epochs)
+        bar.close()
+
+        mse = [scores.metrics(place)["train_mse"] for place in range(len(rows))]
+        choice = lanes.choose(program.lanes, "train_mse", mse, highest=False)
+        found = [{"train_mse": mse[n]} for n in choice.lanes]
+        title = f"{config.cell} on {dataset.title}, {lane_runs.which(config)}"
+        future, errors = forecast_lanes(config, windows, program, choice.lanes, clock, found)
+        axes = {"xlabel": "t (radians)", "logy": True}
+        curves = {label: (future, np.abs(error)) for label, error in errors.items()}
+        lane_runs.draw(work.folder, "forecast", title, curves, "absolute error", **axes)
+        curves = {"training": scores.curve("train", "mse", range(len(rows)))}
+        lane_runs.draw_losses(work, choice, title, curves, xlabel="epoch")
+        row = matching_row(dataclasses.replace(config, seeds=1), ROWS)
+        metrics = lane_runs.finish(work, found, choice, dataset=dataset, row=row)
+    said = [lane_runs.said(metrics, f"rmse_{way}", ".4f") for way in ("window", "carried")]
+    print(
+        f"RMSE over {config.steps} steps {said[0]} (window re-run), {said[1]} (state carried), "
+        f"{lane_runs.which(config)}, on {dataset.title}; record in {work.folder.path}"
+    )
+
+
+def forecast_lanes(config, windows, program, places, clock, found):
+    """Forecasts by the lanes at some places, added to what is ``found`` of each.
+
+    Returns:
+      Times [steps], and the errors [S, steps] of each way.
+    """
+    model, devices, params = make_model(config), program.devices[: len(places)], program.params()
+    _, future, truth, window = question(windows, config.steps)
+    arguments = many.stack([params[n] for n in places], devices), window
+    errors = {}
+    for label, way in WAYS.items():
+        one = functools.partial(way, model, steps=config.steps)
+        ask = clock.compile(many.spread(one, devices, shared=(1,), donate=()), *arguments)
+        with clock("eval"):
+            forecasts = many.unstack(ask(*arguments), len(places)).astype(np.float64)
+        errors[label] = forecasts - truth
+        name = "window" if way is rerun_window else "carried"
+        for own, forecast, error in zip(found, forecasts, errors[label], strict=True):
+            own[f"rmse_{name}"] = float(np.sqrt(np.mean(error**2)))
+            own[f"forecast_{name}"] = forecast.tolist()
+    return future, errors
+
+
 if __name__ == "__main__":
-    cli.main(lambda: run(cli.parse(Config, presets=PRESETS, description=__doc__)))
+    about = {"presets": PRESETS, "description": __doc__}
+    cli.main(lambda: distributed.run(run, cli.parse(Config, **about)))

@@ -4,7 +4,9 @@
     python experiments/imdb.py --cell rnn             the simple RNN in place of the LSTM
     python experiments/imdb.py --cell cifg --recurrent-dropout 0.2      a variant, dropped inside
     python experiments/imdb.py --epochs 1 --limit 2000      a look
+    python experiments/imdb.py --seeds 3 --sweep lr=5e-4,1e-3       six runs in one program
     python experiments/imdb.py predict "not bad at all, I loved it"
+    python experiments/imdb.py predict - < review.txt
 
 The preset tf2 is a published TensorFlow 2 tutorial: the 10,000 most frequent words, the last 80
 tokens of each review (padded in front, not masked), embedding of 100, two layers of 64 with
@@ -18,22 +20,34 @@ trains on all 25,000 and scores the test reviews after every epoch:
 Without prepared data and without a network the reviews are generated ones, and said to be so.
 """
 
+import contextlib
 import dataclasses
-import json
-import math
 import sys
-from pathlib import Path
 from typing import Literal
 
 import jax
-import tyro
+import numpy as np
 from tqdm import tqdm
 
-from lstmjax import checkpoint, cli, diagnose, losses, optim, parallel, train
+from lstmjax import (
+    cli,
+    diagnose,
+    distributed,
+    lanes,
+    losses,
+    optim,
+    parallel,
+    reproducible,
+    train,
+)
 from lstmjax.data import Dataset, imdb, text
+from lstmjax.data.dataset import make_dataset
 from lstmjax.initializers import uniform
+from lstmjax.keeper import Keeper, save_every
+from lstmjax.lane_classifiers import Problem, Split, classify
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, gate_bias
-from lstmjax.records import Run, RunError, matching_row, write_file
+from lstmjax.records import matching_row, params_sha256, write_file
+from lstmjax.reviewer import Predict, predict
 from lstmjax.scores import Scores, finish
 from lstmjax.variants import VARIANTS
 
@@ -105,11 +119,33 @@ class Config:
     precision: Precision = "float32"
     """Of the factors of products, h included; sums, parameters and c are float32 in any case."""
     devices: int | None = None
-    """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
+    """Devices to split a batch over, in all processes; all there are when not given."""
+    distributed: bool = False
+    """Whether this is one process of several; SLURM and Kubernetes tell by themselves which one."""
+    coordinator: str | None = None
+    """By hand: HOST:PORT where all processes find process 0."""
+    num_processes: int | None = None
+    """By hand: how many processes there are."""
+    process_id: int | None = None
+    """By hand: which of them this one is, from 0 on."""
     seed: int = 0
     """Of initial weights, dropout, batch order and hold-out."""
+    seeds: int = 1
+    """How many seeds, from --seed on, all in one program, each as if run alone on one device."""
+    sweep: str | None = None
+    """Values to choose from by validation accuracy at the end: lr=1e-3,3e-3 or clip_norm=1,5."""
     diagnose: bool = False
     """Whether to look at gradients through time, at gates and at clipping as well."""
+    save_every: str = "60s"
+    """When to save a checkpoint: after so many steps, as 500, or seconds, as 60s."""
+    keep: int = 3
+    """Checkpoints that stay: the last ones, beside the best on validation."""
+    resume: str | None = None
+    """Folder of a run to go on with, to the same bits; its settings are taken from there."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is not finite: end the run, or leave the step out."""
+    deterministic: bool = False
+    """Whether to ask XLA for the same bits on every run, on a GPU too, and to check it."""
     out: str | None = None
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
 
@@ -125,7 +161,8 @@ ROWS = {
 
 def check(config: Config) -> None:
     sizes = ["max_length", "embedding_size", "hidden_size", "num_layers", "unroll", "devices"]
-    cli.check_counts(config, *sizes, "batch_size", "epochs", "limit")
+    cli.check_counts(config, *sizes, "batch_size", "epochs", "limit", "keep")
+    save_every(config.save_every)
     cli.check_counts(config, "vocabulary_size", least=5)
     cli.check_counts(config, "validation_size", "seed", least=0)
     cli.check_rates(config, "dropout", "recurrent_dropout", "weight_drop", "zoneout")
@@ -135,6 +172,7 @@ def check(config: Config) -> None:
     fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
     cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
     gate_bias(config.forget_bias, config.cell)
+    lanes.check(config, validation=config.validation_size > 0)
 
 
 def make_model(config: Config) -> SequenceModel:
@@ -162,6 +200,11 @@ def make_model(config: Config) -> SequenceModel:
         unroll=config.unroll,
         precision=config.precision,
     )
+
+
+def make_optimiser(config: Config):
+    adam = optim.tf_adam(config.learning_rate)  # Keras's Adam
+    return optim.clipped(adam, config.clip_norm)
 
 
 def make_loss(model: SequenceModel, config: Config):
@@ -192,6 +235,9 @@ def load(config: Config) -> Dataset:
 
 def run(config: Config) -> None:
     check(config)
+    reproducible.ask(config.deterministic)
+    if lanes.asked_for(config):
+        return run_lanes(config)
     dataset = load(config)
     size = len(dataset.splits["train"]["label"])
     fits = config.batch_size <= size or not config.drop_remainder
@@ -202,11 +248,11 @@ def run(config: Config) -> None:
 
     model = make_model(config)
     loss_fn = make_loss(model, config)
-    adam = optim.tf_adam(config.learning_rate)  # Keras's Adam
-    tx = optim.clipped(adam, config.clip_norm)
+    tx = make_optimiser(config)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = model.init(init_key, dataset.splits["train"]["ids"][:1])["params"]
-    state = parallel.place(train.init_state(params, tx, step_key), devices)
+    distributed.check_same(data=dataset.sha256, weights=params_sha256(params))
+    state = train.init_state(params, tx, step_key)
     few = {name: a[: diagnose.ROWS] for name, a in dataset.splits["train"].items()}
     diagnosis = diagnose.Diagnosis(
         config.diagnose,
@@ -220,17 +266,29 @@ def run(config: Config) -> None:
     diagnosis.look("initialisation", params)
 
     # One step for any number of devices; many steps in one compiled call, on data that stays put.
-    of_gradient = diagnosis.of_gradient
-    step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS, of_gradient=of_gradient)
+    step = train.make_train_step(
+        loss_fn,
+        tx,
+        axis_name=parallel.AXIS,
+        of_gradient=diagnosis.of_gradient,
+        on_nan=config.on_nan,
+    )
     advance = parallel.runner(step, devices, clock)
+    advance = reproducible.checked(advance, config.deterministic)
     evaluate = parallel.evaluator(lambda p, batch: loss_fn(p, batch)[1], devices, clock)
     data = {name: dataset.splits["train"][name] for name in ("ids", "label")}
     data = parallel.place(data, devices)
 
-    with Run.create("imdb", config, out=config.out) as folder:
-        scores = Scores(folder)
-        bar = tqdm(total=config.epochs * size, unit=" reviews", disable=None)
-        for epoch in range(1, config.epochs + 1):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(distributed.open_run("imdb", config))
+        scores, seen = Scores(folder), train.Tally()
+        parts = {"scores": scores.epochs, "epoch": seen, "seconds": clock.seconds}
+        keeper = stack.enter_context(Keeper(folder, config, parts | {"diagnosis": diagnosis}))
+        state = parallel.place(keeper.restored(state), devices)
+        done = (keeper.epoch - 1) * size
+        hidden = distributed.quiet()
+        bar = tqdm(total=config.epochs * size, initial=done, unit=" reviews", disable=hidden)
+        for epoch in keeper.epochs(config.epochs):
             pieces = train.plan_epoch(
                 size,
                 config.batch_size,
@@ -239,90 +297,87 @@ def run(config: Config) -> None:
                 multiple=len(devices),
                 drop_remainder=config.drop_remainder,
             )
-            seen = []
-            for piece in parallel.ahead(pieces, devices):
+            for piece in parallel.ahead(keeper.left(pieces), devices):
                 state, metrics = advance(state, data, piece)
+                metrics = keeper.checked(state, metrics)
                 now = losses.means(metrics)
                 folder.log(int(state.step), epoch=epoch, **now)
                 diagnosis.log(int(state.step), metrics)
                 bar.update(int(metrics["loss"][1].sum()))
                 bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
-                seen.append(metrics)
-            scores.add("train", int(state.step), epoch, losses.means(train.added(seen)))
+                seen.add(metrics)
+                keeper.after_piece(state)
+            scores.add("train", int(state.step), epoch, losses.means(seen.take()))
             splits = ["validation"] if config.validation_size else []
             # The test split is scored once, after the last epoch, unless asked for.
             splits += ["test"] if config.test_every_epoch or epoch == config.epochs else []
             for split in splits:
                 means = evaluate(state.params, dataset.splits[split])
                 scores.add(split, int(state.step), epoch, means)
+            keeper.after_epoch(state, scores.last("validation"), last=epoch == config.epochs)
         bar.close()
+        if not distributed.is_main():
+            return
 
         write_file(folder.path / "vocabulary.txt", "\n".join(dataset.vocabulary).encode())
         title = f"{config.cell} on {dataset.title}"
-        diagnosis.look("trained", state.params)
+        params = parallel.fetch(state.params)
+        diagnosis.look("trained", params)
         finish(
             folder,
             scores,
-            state.params,
+            params,
             title=title,
             dataset=dataset,
             seconds=clock.seconds,
             seed=config.seed,
             devices=devices,
             row=matching_row(config, ROWS),
-            more=diagnosis.finish(folder, title),
+            more=diagnosis.finish(folder, title) | keeper.numbers(),
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Predict:
-    text: tyro.conf.Positional[str] = ""
-    """The review, in quotes."""
-    run: str | None = None
-    """Folder of a finished run; the newest one under runs/ when not given."""
+def run_lanes(config: Config) -> None:
+    """``run`` for many seeds, or values to choose from; each seed has its rows of all reviews."""
+    whole = load(dataclasses.replace(config, validation_size=0, limit=None))
+    parts = (whole.splits["train"], whole.first(config.limit).splits["test"])
+    data, test = ({name: part[name] for name in ("ids", "label")} for part in parts)
+    numbers = {"label": np.arange(len(data["label"]))}
 
+    def rows(seed):
+        parts = imdb.hold_out(numbers, config.validation_size, seed)
+        kept, held = (part["label"][: config.limit] for part in parts)
+        return {"train": kept, "validation": held}
 
-def predict(config: Predict) -> None:
-    """Prints what a trained run thinks of a text.
-
-    A run knows the texts that it was trained on: whole reviews, cut to so many words. A text of a
-    few words is mostly padding to it (unless it was trained with --mask), and its answer is worth
-    little.
-    """
-    if not config.text.strip():
-        raise ValueError("got no text, expected a review in quotes")
-    runs = Path("runs").glob("imdb-*/params.safetensors")
-    newest = max(runs, key=lambda path: path.stat().st_mtime, default=None)
-    if config.run is None and newest is None:
-        raise RunError("--run: there is no finished run under runs/, train one first or name one")
-    folder = Path(config.run) if config.run else newest.parent
-    if not (folder / "record.json").exists():
-        raise RunError(f"--run: got {folder}, expected the folder of a finished run")
-    settings = Config(**json.loads((folder / "config.json").read_text()))
-    vocabulary = (folder / "vocabulary.txt").read_text().split("\n")
-    ids = imdb.encode(
-        [config.text],
-        vocabulary,
-        num_words=settings.vocabulary_size,
-        max_length=settings.max_length,
-        padding=settings.padding,
-        truncating=settings.truncating,
-    )["ids"]
-    model = make_model(settings)
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), ids)["params"])
-    params = checkpoint.load_params(folder / "params.safetensors", like)
-    mask = ids != 0 if settings.mask else None
-    logit = float(model.apply({"params": params}, ids, mask=mask)[1][0, 0])
-    positive = 1 / (1 + math.exp(-logit))
-    word = "positive" if positive > 0.5 else "negative"
-    print(f"{word}: probability of a positive review {positive:.3f} (run {folder})")
+    splits = {"train": Split(data, lambda seed: rows(seed)["train"]), "test": Split.whole(test)}
+    if config.validation_size:
+        splits["validation"] = Split(data, lambda seed: rows(seed)["validation"])
+    own = range(config.seed, config.seed + config.seeds)
+    described = {"train": data, "test": test, **{f"rows of seed {s}": rows(s) for s in own}}
+    model = make_model(config)
+    classify(
+        "imdb",
+        config,
+        Problem(
+            make_loss(model, config),
+            lambda key: model.init(key, data["ids"][:1])["params"],
+            make_optimiser,
+            splits,
+            "reviews",
+            config.drop_remainder,
+        ),
+        make_dataset(whole.name, whole.source, described, whole.vocabulary),
+        row=matching_row(dataclasses.replace(config, seeds=1), ROWS),
+        files={"vocabulary.txt": "\n".join(whole.vocabulary).encode()},
+    )
 
 
 def main() -> None:
     if sys.argv[1:2] == ["predict"]:
-        predict(cli.parse(Predict, argv=sys.argv[2:], description=predict.__doc__))
+        asked = cli.parse(Predict, argv=sys.argv[2:], description=predict.__doc__)
+        predict(asked, Config, check, make_model)
     else:
-        run(cli.parse(Config, presets=PRESETS, description=__doc__))
+        distributed.run(run, cli.parse(Config, presets=PRESETS, description=__doc__))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python experiments/mnist.py --preset tf1             the tutorial as it was published
     python experiments/mnist.py --layout permuted        784 pixels in a fixed random order
     python experiments/mnist.py --cell refine --forget-bias uniform_gate      a variant
+    python experiments/mnist.py --seeds 3 --sweep lr=1e-3,3e-3            six runs in one program
 
 The preset tf1 is a published TensorFlow 1 tutorial: 28 rows of 28 pixels, one LSTM of 100 units,
 the final output read by a dense layer, batches of 50, Adam at 1e-4, 10 epochs, the whole test set
@@ -15,6 +16,7 @@ test images once, at the end.
 Without prepared data and without a network the digits are rendered ones, and said to be so.
 """
 
+import contextlib
 import dataclasses
 from typing import Literal
 
@@ -22,10 +24,22 @@ import jax
 import jax.numpy as jnp
 from tqdm import tqdm
 
-from lstmjax import cli, diagnose, losses, optim, parallel, train
-from lstmjax.data import mnist
+from lstmjax import (
+    cli,
+    diagnose,
+    distributed,
+    lanes,
+    losses,
+    optim,
+    parallel,
+    reproducible,
+    train,
+)
+from lstmjax.data import Dataset, mnist
+from lstmjax.keeper import Keeper, save_every
+from lstmjax.lane_classifiers import Problem, Split, classify
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, gate_bias
-from lstmjax.records import Run, matching_row
+from lstmjax.records import matching_row, params_sha256
 from lstmjax.scores import Scores, finish
 from lstmjax.variants import VARIANTS
 
@@ -85,11 +99,33 @@ class Config:
     precision: Precision = "float32"
     """Of the factors of products, h included; sums, parameters and c are float32 in any case."""
     devices: int | None = None
-    """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
+    """Devices to split a batch over, in all processes; all there are when not given."""
+    distributed: bool = False
+    """Whether this is one process of several; SLURM and Kubernetes tell by themselves which one."""
+    coordinator: str | None = None
+    """By hand: HOST:PORT where all processes find process 0."""
+    num_processes: int | None = None
+    """By hand: how many processes there are."""
+    process_id: int | None = None
+    """By hand: which of them this one is, from 0 on."""
     seed: int = 0
     """Of initial weights, dropout and batch order."""
+    seeds: int = 1
+    """How many seeds, from --seed on, all in one program, each as if run alone on one device."""
+    sweep: str | None = None
+    """Values to choose from by validation accuracy at the end: lr=1e-3,3e-3 or clip_norm=1,5."""
     diagnose: bool = False
     """Whether to look at gradients through time, at gates and at clipping as well."""
+    save_every: str = "60s"
+    """When to save a checkpoint: after so many steps, as 500, or seconds, as 60s."""
+    keep: int = 3
+    """Checkpoints that stay: the last ones, beside the best on validation."""
+    resume: str | None = None
+    """Folder of a run to go on with, to the same bits; its settings are taken from there."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is not finite: end the run, or leave the step out."""
+    deterministic: bool = False
+    """Whether to ask XLA for the same bits on every run, on a GPU too, and to check it."""
     out: str | None = None
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
 
@@ -107,7 +143,8 @@ LOSSES = {
 
 def check(config: Config) -> None:
     cli.check_counts(config, "hidden_size", "num_layers", "batch_size", "epochs", "limit")
-    cli.check_counts(config, "unroll", "devices")
+    cli.check_counts(config, "unroll", "devices", "keep")
+    save_every(config.save_every)
     cli.check_counts(config, "validation_size", "seed", least=0)
     cli.check_rates(config, "dropout", "recurrent_dropout", "weight_drop", "zoneout")
     cli.check_rates(config, "locked_dropout")
@@ -121,6 +158,7 @@ def check(config: Config) -> None:
     default = config.permutation == Config.permutation
     fits = default or config.layout == "permuted"
     cli.check(config, "permutation", fits, "no other order without --layout permuted")
+    lanes.check(config, validation=config.validation_size > 0)
 
 
 def make_model(config: Config) -> SequenceModel:
@@ -145,6 +183,11 @@ def make_model(config: Config) -> SequenceModel:
     )
 
 
+def make_optimiser(config: Config):
+    adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's Adam
+    return optim.clipped(adam, config.clip_norm)
+
+
 def make_loss(model: SequenceModel, config: Config):
     """``loss_fn(params, batch, key)``; without a key nothing is dropped."""
 
@@ -160,24 +203,27 @@ def make_loss(model: SequenceModel, config: Config):
 
 def run(config: Config) -> None:
     check(config)
+    reproducible.ask(config.deterministic)
     dataset = mnist.load(
         config.data,
         layout=config.layout,
         permutation=config.permutation if config.layout == "permuted" else None,
         validation_size=config.validation_size,
     ).first(config.limit)
+    if lanes.asked_for(config):
+        return run_lanes(config, dataset)
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}")
     devices = parallel.use_devices(config.devices)
     clock = train.Clock()
 
     model = make_model(config)
     loss_fn = make_loss(model, config)
-    adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's Adam
-    tx = optim.clipped(adam, config.clip_norm)
+    tx = make_optimiser(config)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     one_image = jnp.zeros((1, *dataset.splits["train"]["image"].shape[1:]))
     params = model.init(init_key, one_image)["params"]
-    state = parallel.place(train.init_state(params, tx, step_key), devices)
+    distributed.check_same(data=dataset.sha256, weights=params_sha256(params))
+    state = train.init_state(params, tx, step_key)
     few = {name: a[: diagnose.ROWS] for name, a in dataset.splits["train"].items()}
     diagnosis = diagnose.Diagnosis(
         config.diagnose,
@@ -190,17 +236,29 @@ def run(config: Config) -> None:
     diagnosis.look("initialisation", params)
 
     # One step for any number of devices; many steps in one compiled call, on data that stays put.
-    of_gradient = diagnosis.of_gradient
-    step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS, of_gradient=of_gradient)
+    step = train.make_train_step(
+        loss_fn,
+        tx,
+        axis_name=parallel.AXIS,
+        of_gradient=diagnosis.of_gradient,
+        on_nan=config.on_nan,
+    )
     advance = parallel.runner(step, devices, clock)
+    advance = reproducible.checked(advance, config.deterministic)
     evaluate = parallel.evaluator(lambda p, batch: loss_fn(p, batch)[1], devices, clock)
     data = {name: dataset.splits["train"][name] for name in ("image", "label")}
     size, data = len(data["label"]), parallel.place(data, devices)
 
-    with Run.create("mnist", config, out=config.out) as folder:
-        scores = Scores(folder)
-        bar = tqdm(total=config.epochs * size, unit=" images", disable=None)
-        for epoch in range(1, config.epochs + 1):
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(distributed.open_run("mnist", config))
+        scores, seen = Scores(folder), train.Tally()
+        parts = {"scores": scores.epochs, "epoch": seen, "seconds": clock.seconds}
+        keeper = stack.enter_context(Keeper(folder, config, parts | {"diagnosis": diagnosis}))
+        state = parallel.place(keeper.restored(state), devices)
+        done = (keeper.epoch - 1) * size
+        hidden = distributed.quiet()
+        bar = tqdm(total=config.epochs * size, initial=done, unit=" images", disable=hidden)
+        for epoch in keeper.epochs(config.epochs):
             pieces = train.plan_epoch(
                 size,
                 config.batch_size,
@@ -209,39 +267,67 @@ def run(config: Config) -> None:
                 multiple=len(devices),
                 at_most=100,
             )
-            seen = []
-            for piece in parallel.ahead(pieces, devices):
+            for piece in parallel.ahead(keeper.left(pieces), devices):
                 state, metrics = advance(state, data, piece)
+                metrics = keeper.checked(state, metrics)
                 now = losses.means(metrics)
                 folder.log(int(state.step), epoch=epoch, **now)
                 diagnosis.log(int(state.step), metrics)
                 bar.update(int(metrics["loss"][1].sum()))
                 bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
-                seen.append(metrics)
-            scores.add("train", int(state.step), epoch, losses.means(train.added(seen)))
+                seen.add(metrics)
+                keeper.after_piece(state)
+            scores.add("train", int(state.step), epoch, losses.means(seen.take()))
             splits = ["validation"] if config.validation_size else []
             # The test split is scored once, after the last epoch, unless asked for.
             splits += ["test"] if config.test_every_epoch or epoch == config.epochs else []
             for split in splits:
                 means = evaluate(state.params, dataset.splits[split])
                 scores.add(split, int(state.step), epoch, means)
+            keeper.after_epoch(state, scores.last("validation"), last=epoch == config.epochs)
         bar.close()
+        if not distributed.is_main():
+            return
 
         title = f"{config.cell} on {dataset.title}"
-        diagnosis.look("trained", state.params)
+        params = parallel.fetch(state.params)
+        diagnosis.look("trained", params)
         finish(
             folder,
             scores,
-            state.params,
+            params,
             title=title,
             dataset=dataset,
             seconds=clock.seconds,
             seed=config.seed,
             devices=devices,
             row=matching_row(config, ROWS),
-            more=diagnosis.finish(folder, title),
+            more=diagnosis.finish(folder, title) | keeper.numbers(),
         )
 
 
+def run_lanes(config: Config, dataset: Dataset) -> None:
+    """``run`` for many seeds, or values to choose from."""
+    names = ["train", "test"] + ["validation"] * (config.validation_size > 0)
+    splits = {split: Split.whole(dataset.splits[split]) for split in names}
+    model = make_model(config)
+    shape = 1, *dataset.splits["train"]["image"].shape[1:]
+    classify(
+        "mnist",
+        config,
+        Problem(
+            make_loss(model, config),
+            lambda key: model.init(key, jnp.zeros(shape))["params"],
+            make_optimiser,
+            splits,
+            "images",
+            at_most=100,
+        ),
+        dataset,
+        row=matching_row(dataclasses.replace(config, seeds=1), ROWS),
+    )
+
+
 if __name__ == "__main__":
-    cli.main(lambda: run(cli.parse(Config, presets=PRESETS, description=__doc__)))
+    about = {"presets": PRESETS, "description": __doc__}
+    cli.main(lambda: distributed.run(run, cli.parse(Config, **about)))

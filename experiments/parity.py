@@ -17,7 +17,6 @@ invalid ones lstmjax's own must be 0 exactly.
 
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -32,6 +31,8 @@ import optax
 from flax.traverse_util import unflatten_dict
 
 from lstmjax import cli, interop, optim, parallel, train, variants
+from lstmjax.data import files
+from lstmjax.data.dataset import one_line
 from lstmjax.lstm import LSTMParams, LSTMState, lstm
 from lstmjax.records import Run, RunError, params_sha256, to_json, write_file
 from lstmjax.recurrence import Bidirectional, bidirectional, stack
@@ -76,16 +77,18 @@ def manifests(folder: str | Path) -> dict[str, dict[str, Any]]:
     """framework → manifest of a folder.
 
     Raises:
-      RunError: no manifests, or a file of numbers that no manifest names.
+      RunError: no manifests, a damaged one, or a file of numbers that no manifest names.
     """
-    files = sorted(Path(folder).glob("*.json"))
-    found = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    try:
+        found = {path.stem: files.read_json(path) for path in sorted(Path(folder).glob("*.json"))}
+        named = {f"{framework}-{case}" for framework, m in found.items() for case in {**m["cases"]}}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{folder}: a damaged manifest ({one_line(error)})") from error
     if not found:
         raise RunError(f"{folder}: got no manifests (*.json), expected one for each framework")
-    named = {f"{framework}-{case}" for framework, m in found.items() for case in m["cases"]}
-    for file in sorted(Path(folder).glob("*.npz")):
-        if file.stem not in named:
-            raise RunError(f"{file}: no manifest names it")
+    for path in sorted(Path(folder).glob("*.npz")):
+        if path.stem not in named:
+            raise RunError(f"{path}: no manifest names it")
     return found
 
 
@@ -93,20 +96,20 @@ def read(folder: str | Path, framework: str, case: str, entry: Mapping[str, Any]
     """Reads one case, and checks that it is the file and the kind of entry it should be.
 
     Raises:
-      RunError: a file that is missing or has another SHA-256, an entry that says something unknown.
+      RunError: a file that is missing, damaged or has another SHA-256, an entry that says something
+        unknown.
     """
     path, name = Path(folder) / f"{framework}-{case}.npz", f"{framework} {case}"
-    parts = (entry, _ENTRY), (entry["options"], _OPTIONS), (entry.get("train", {}), _TRAIN)
-    if unknown := [key for said, known in parts for key in said if key not in known]:
-        raise RunError(f"{name}: got {', '.join(unknown)}, expected only entries that are known")
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
-    if found != entry["sha256"]:
-        raise RunError(f"{name}: got sha256 {found[:12]}, expected {entry['sha256'][:12]}")
-    with np.load(path, allow_pickle=False) as file:
-        return Case(name, entry, dict(file))
+        parts = (entry, _ENTRY), (entry["options"], _OPTIONS), (entry.get("train", {}), _TRAIN)
+        if unknown := [key for said, known in parts for key in {**said} if key not in known]:
+            raise RunError(f"{name}: got {', '.join(unknown)}, expected only what is known")
+        found = hashlib.sha256(files.read_bytes(path, 2**33)).hexdigest()
+        if found != entry["sha256"]:
+            raise RunError(f"{name}: got sha256 {found[:12]}, expected {entry['sha256']:.12}")
+        return Case(name, entry, files.read_arrays(path))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise RunError(f"cannot read {path}: {one_line(error)}") from error
 
 
 def below(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

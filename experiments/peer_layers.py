@@ -242,7 +242,7 @@ def prepare(
     sizes = given["xs"].shape[-1], len(given["w_h"])
     files = {"asked": str(asked), "found": str(found)}
     worker.ask(**row._asdict(), sizes=sizes, dtype=dtype, cores=CORES, **files)
-    with np.load(found) as file:
+    with np.load(found, allow_pickle=False) as file:
         arrays = in_our_layout(row.framework, dict(file))
     asked.unlink()
     found.unlink()

@@ -299,7 +299,7 @@ def build(question: Mapping[str, Any]) -> Layer:
         import jax
 
         jax.config.update("jax_enable_x64", True)
-    with np.load(question["asked"]) as file:
+    with np.load(question["asked"], allow_pickle=False) as file:
         arrays = dict(file)
     x = arrays.pop("x")
     weights = {name.removeprefix("weights|"): a for name, a in arrays.items()}

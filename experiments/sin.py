@@ -3,6 +3,7 @@
     python experiments/sin.py                    200 updates, about 10 seconds on a CPU
     python experiments/sin.py --preset keras     501 updates of the Keras version
     python experiments/sin.py --live             watch the fit in a window
+    python experiments/sin.py --seeds 8          eight seeds in one program, without an animation
 
 Each batch holds 50 windows of 20 steps and goes on where the batch before it stopped, so the last
 state of one is the first state of the next. One window of 20 steps is a tenth of a period, too
@@ -16,6 +17,7 @@ hidden state over the same window a second time; ``--advance-twice`` trains a se
 and draws both curves. Expect an MSE near 0.002 from update 300 on.
 """
 
+import contextlib
 import dataclasses
 from typing import Literal
 
@@ -24,10 +26,24 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from lstmjax import checkpoint, cli, diagnose, losses, optim, parallel, plots, train
-from lstmjax.data import sin
+from lstmjax import (
+    checkpoint,
+    cli,
+    diagnose,
+    distributed,
+    lanes,
+    losses,
+    optim,
+    parallel,
+    plots,
+    reproducible,
+    train,
+)
+from lstmjax.data import Dataset, sin
+from lstmjax.keeper import Keeper, save_every
+from lstmjax.lane_series import Series, learn
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, glorot, zeros
-from lstmjax.records import Run, matching_row, params_sha256
+from lstmjax.records import matching_row, params_sha256
 from lstmjax.variants import VARIANTS
 
 
@@ -70,11 +86,34 @@ class Config:
     precision: Precision = "float32"
     """Of the factors of products, h included; sums, parameters and c are float32 in any case."""
     devices: int | None = None
-    """Devices to split a batch over; all accelerators, or all CPU cores, when not given."""
+    """Devices to split a batch over, in all processes; all there are when not given."""
+    distributed: bool = False
+    """Whether this is one process of several; SLURM and Kubernetes tell by themselves which one."""
+    coordinator: str | None = None
+    """By hand: HOST:PORT where all processes find process 0."""
+    num_processes: int | None = None
+    """By hand: how many processes there are."""
+    process_id: int | None = None
+    """By hand: which of them this one is, from 0 on."""
     seed: int = 0
     """Of initial weights."""
+    seeds: int = 1
+    """How many seeds, from --seed on, all in one program, each as if run alone on one device."""
+    sweep: str | None = None
+    """Values to choose from by the MSE of the last 20 updates (there is no validation split):
+    lr=1e-3,3e-3 or clip_norm=1,5."""
     diagnose: bool = False
     """Whether to look at gradients through time, at gates and at clipping as well."""
+    save_every: str = "60s"
+    """When to save a checkpoint: after so many steps, as 500, or seconds, as 60s."""
+    keep: int = 3
+    """Checkpoints that stay: the last ones, and no others."""
+    resume: str | None = None
+    """Folder of a run to go on with, to the same bits; its settings are taken from there."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is not finite: end the run, or leave the step out."""
+    deterministic: bool = False
+    """Whether to ask XLA for the same bits on every run, on a GPU too, and to check it."""
     out: str | None = None
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
 
@@ -104,10 +143,13 @@ DENSE = {
 def check(config: Config) -> None:
     sizes = ["hidden_size", "input_size", "updates", "batch_size", "num_steps", "frame_every"]
     cli.check_counts(config, *sizes, "unroll", "devices")
+    cli.check_counts(config, "keep")
+    save_every(config.save_every)
     cli.check_counts(config, "seed", least=0)
     cli.check_positive(config, "learning_rate", "clip_norm")
     fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
     cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
+    lanes.check(config)
 
 
 def make_model(config: Config) -> SequenceModel:
@@ -129,6 +171,11 @@ def make_model(config: Config) -> SequenceModel:
     )
 
 
+def make_optimiser(config: Config):
+    adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's and Keras 1's Adam
+    return optim.clipped(adam, config.clip_norm)
+
+
 def make_loss(model: SequenceModel, config: Config, twice: bool):
     """``loss_fn(params, batch, key, carry)``; the carry is the layer's state [B, H]."""
 
@@ -145,66 +192,75 @@ def make_loss(model: SequenceModel, config: Config, twice: bool):
     return loss_fn
 
 
-def fit(
+def windows_before(data: dict) -> dict:
+    """For a state that advances twice: the window before each, and which has none."""
+    first = np.zeros(data["x"].shape[:2], bool)
+    first[0] = True
+    return {"x_before": np.roll(data["x"], 1, axis=0), "first": first}
+
+
+def first_state(config: Config, data: dict):
+    """The train step's state before the first update, and the layer's, [B, H]."""
+    model = make_model(config)
+    params = model.init(jax.random.key(config.seed), data["x"][0, :1])["params"]
+    carry, _ = jax.eval_shape(lambda x: model.apply({"params": params}, x), data["x"][0])
+    carry = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), carry)
+    return train.init_state(params, make_optimiser(config), jax.random.key(0)), carry
+
+
+def learner(
     config: Config,
     data: dict,
     devices: list,
     clock: train.Clock,
     twice: bool,
-    on_frame=None,
     diagnosis: diagnose.Diagnosis = diagnose.OFF,
 ):
-    """Trains on all batches in their order; returns parameters and the MSE of every update."""
-    model = make_model(config)
-    count, rows = data["x"].shape[:2]
-    params = model.init(jax.random.key(config.seed), data["x"][0, :1])["params"]
-    adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's and Keras 1's Adam
-    tx = optim.clipped(adam, config.clip_norm)
-    diagnosis.look("initialisation", params)
+    """A model before its first update and how it learns: ``(state, advance)``.
 
+    ``advance(state, plan)`` trains on the windows of a plan; the state is that of the train step
+    and the layer's, [B, H].
+    """
+    count, rows = data["x"].shape[:2]
     step = train.make_train_step(
-        make_loss(model, config, twice),
-        tx,
+        make_loss(make_model(config), config, twice),
+        make_optimiser(config),
         axis_name=parallel.AXIS,
         stateful=True,
         of_gradient=diagnosis.of_gradient,
+        on_nan=config.on_nan,
     )
-    advance = parallel.runner(step, devices, clock, state=(parallel.WHOLE, parallel.SPLIT))
-    predict = jax.jit(lambda p, x, carry: model.apply({"params": p}, x, carry)[1])
-
-    plan = train.plan_batches(np.arange(count * rows), rows, multiple=len(devices))
-    one = jax.eval_shape(lambda x: model.apply({"params": params}, x)[0], data["x"][0, :1])
-    width = plan["rows"].shape[1]
-    carry = jax.tree.map(lambda s: jnp.zeros((width, *s.shape[1:]), s.dtype), one)
-    state = (
-        parallel.place(train.init_state(params, tx, jax.random.key(0)), devices),
-        parallel.place(carry, devices, parallel.SPLIT),
-    )
+    run = parallel.runner(step, devices, clock, state=(parallel.WHOLE, parallel.SPLIT))
+    run = reproducible.checked(run, config.deterministic)
     windows = {name: a.reshape(count * rows, *a.shape[2:]) for name, a in data.items()}
     windows = parallel.place({n: a for n, a in windows.items() if n != "t"}, devices)
+    return first_state(config, data), lambda state, plan: run(state, windows, plan)
 
-    mse = []
-    for start in range(0, count, config.frame_every):
-        if on_frame is not None:  # what the model says of the next window, before it learns from it
-            first_row = jax.tree.map(lambda c: c[:1], state[1])
-            said = predict(state[0].params, data["x"][start, :1], first_row)
-            on_frame(start, np.asarray(said)[0, :, 0], mse)
-        piece = {name: a[start : start + config.frame_every] for name, a in plan.items()}
-        state, metrics = advance(state, windows, piece)
-        added, counted = metrics["loss"]
-        mse.extend((added / counted).tolist())
-        for k in range(len(added)):
-            diagnosis.log(start + k, jax.tree.map(lambda m, k=k: m[k], metrics))
-    diagnosis.look("trained", state[0].params)
-    return jax.tree.map(np.asarray, state[0].params), mse
+
+def place(state: tuple, devices: list, width: int) -> tuple:
+    """A learner's state on the devices, which may want a few rows more than a batch has."""
+    state, carry = state
+    carry = jax.tree.map(lambda c: np.pad(c, ((0, width - len(c)), (0, 0))), carry)
+    return parallel.place(state, devices), parallel.place(carry, devices, parallel.SPLIT)
+
+
+def numbers(config: Config, curves: list) -> dict:
+    """The metrics of a run, from the MSE of every update of each of its learners."""
+    last = [float(np.mean(mse[-20:])) for mse in curves]
+    found = {"mse_first": float(curves[0][0]), "mse": last[0]}
+    found["source_loss"] = last[0] * (config.num_steps if config.loss == "sum" else 1)
+    return found | ({"mse_advanced": last[1]} if config.advance_twice else {})
 
 
 def run(config: Config) -> None:
     check(config)
+    reproducible.ask(config.deterministic)
     data = sin.stateful_batches(
         config.updates, batch_size=config.batch_size, num_steps=config.num_steps
     )
     dataset = sin.dataset(data)
+    if lanes.asked_for(config):
+        return run_lanes(config, data, dataset)
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}")
     devices = parallel.use_devices(config.devices)
     clock = train.Clock()
@@ -227,37 +283,71 @@ def run(config: Config) -> None:
     def known(update):  # time and target of the first window
         return data["t"][update, 0], data["y"][update, 0, :, 0]
 
-    live = plots.LivePlot(draw) if config.live else None
-    with Run.create("sin", config, out=config.out) as folder:
-        bar = tqdm(total=config.updates, unit=" updates", disable=None)
+    learners = {"state carried": learner(config, data, devices, clock, False, diagnosis)}
+    if config.advance_twice:
+        before = data | windows_before(data)
+        learners["state advanced twice"] = learner(config, before, devices, clock, True)
+    states = [state for state, _ in learners.values()]
+    weights = params_sha256(states[0][0].params)
+    distributed.check_same(data=dataset.sha256, weights=weights)
+    diagnosis.look("initialisation", states[0][0].params)
+    model = make_model(config)
+    predict = jax.jit(lambda params, x, carry: model.apply({"params": params}, x, carry)[1])
 
-        def on_frame(update, prediction, mse):
-            frames.append((update, prediction))
-            bar.update(update - bar.n)
-            bar.set_postfix(mse=f"{mse[-1]:.5f}" if mse else "?")
-            if live is not None:
-                live.show(frames[-1])
+    count, rows = data["x"].shape[:2]
+    plan = train.plan_batches(np.arange(count * rows), rows, multiple=len(devices))
+    starts = range(0, count, config.frame_every)
+    pieces = [{n: a[k : k + config.frame_every] for n, a in plan.items()} for k in starts]
 
-        params, mse = fit(config, data, devices, clock, False, on_frame, diagnosis)
-        bar.update(config.updates - bar.n)
+    def pack(states):  # without the rows that only fill up a batch
+        return [(s, jax.tree.map(lambda c: c[:rows], carry)) for s, carry in states]
+
+    live = plots.LivePlot(draw) if config.live and distributed.is_main() else None
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(distributed.open_run("sin", config))
+        mse = {label: [] for label in learners}
+        parts = {"mse": mse, "frames": frames, "seconds": clock.seconds, "diagnosis": diagnosis}
+        keeper = stack.enter_context(Keeper(folder, config, parts, pack=pack))
+        width = plan["rows"].shape[1]
+        states = [place(state, devices, width) for state in keeper.restored(states)]
+        done = starts[keeper.piece] if keeper.piece < len(starts) else count
+        hidden = distributed.quiet()
+        bar = tqdm(total=config.updates, initial=done, unit=" updates", disable=hidden)
+        for _ in keeper.epochs(1):  # one pass over the series
+            for start, piece in zip(starts[keeper.piece :], keeper.left(pieces), strict=True):
+                # What the model says of the next window, before it learns from it.
+                params, carry = parallel.local((states[0][0].params, states[0][1]))
+                first_row = jax.tree.map(lambda c: c[:1], carry)
+                said = predict(params, data["x"][start, :1], first_row)
+                frames.append((start, np.asarray(said)[0, :, 0]))
+                if live is not None:
+                    live.show(frames[-1])
+                for number, (label, (_, advance)) in enumerate(learners.items()):
+                    states[number], metrics = advance(states[number], piece)
+                    metrics = keeper.checked(states[number], metrics)
+                    added, counted = metrics["loss"]
+                    mse[label].extend((added / np.maximum(counted, 1)).tolist())
+                    for k in range(len(added) if number == 0 else 0):
+                        diagnosis.log(start + k, jax.tree.map(lambda m, k=k: m[k], metrics))
+                bar.update(len(piece["rows"]))
+                bar.set_postfix(mse=f"{mse['state carried'][-1]:.5f}")
+                keeper.after_piece(states)
+            keeper.after_epoch(states, last=True)
         bar.close()
-        curves = {"state carried": (np.arange(len(mse)), mse)}
-        metrics = {"mse_first": mse[0], "mse": float(np.mean(mse[-20:]))}
-        metrics["source_loss"] = metrics["mse"] * (config.num_steps if config.loss == "sum" else 1)
-        for update, value in enumerate(mse):
+        if not distributed.is_main():
+            return
+        params = jax.tree.map(np.asarray, states[0][0].params)
+        diagnosis.look("trained", params)
+
+        curves = {label: (np.arange(len(values)), values) for label, values in mse.items()}
+        metrics = numbers(config, list(mse.values()))
+        for update, value in enumerate(mse["state carried"]):
             folder.log(update, mse=value, **diagnosis.norms.get(update, {}))
-        if config.advance_twice:
-            before = {**data, "x_before": np.roll(data["x"], 1, axis=0)}
-            before["first"] = np.zeros(data["x"].shape[:2], bool)
-            before["first"][0] = True
-            _, twice = fit(config, before, devices, clock, True)
-            curves["state advanced twice"] = (np.arange(len(twice)), twice)
-            metrics["mse_advanced"] = float(np.mean(twice[-20:]))
 
         folder.figure("loss", plots.learning_curve(title, curves, "MSE", logy=True))
         update, prediction = frames[-1]
         folder.figure("fit", plots.sin_fit(*known(update), prediction, title, update))
-        metrics |= diagnosis.finish(folder, f"{config.cell}, {title}")
+        metrics |= diagnosis.finish(folder, f"{config.cell}, {title}") | keeper.numbers()
         plots.save_animation(frames, folder.path / "fit.gif", draw)
         checkpoint.save_params(folder.path / "params.safetensors", params)
         folder.finish(
@@ -277,5 +367,24 @@ def run(config: Config) -> None:
     )
 
 
+def run_lanes(config: Config, data: dict, dataset: Dataset) -> None:
+    """``run`` for many seeds, or values to choose from."""
+    model, (count, rows) = make_model(config), data["x"].shape[:2]
+    labels = ["state carried"] + ["state advanced twice"] * config.advance_twice
+    windows = {"x": data["x"], "y": data["y"], **windows_before(data)}
+    series = Series(
+        lambda config: first_state(config, data),
+        {label: make_loss(model, config, twice) for twice, label in enumerate(labels)},
+        make_optimiser,
+        {name: a.reshape(count * rows, *a.shape[2:]) for name, a in windows.items()},
+        rows,
+        numbers,
+        f"cos from sin, {dataset.title}",
+    )
+    row = matching_row(dataclasses.replace(config, seeds=1), ROWS)
+    learn("sin", config, series, dataset, row=row)
+
+
 if __name__ == "__main__":
-    cli.main(lambda: run(cli.parse(Config, presets=PRESETS, description=__doc__)))
+    about = {"presets": PRESETS, "description": __doc__}
+    cli.main(lambda: distributed.run(run, cli.parse(Config, **about)))

@@ -157,12 +157,17 @@ def kill(config: Config, folder: Run, scratch: Path) -> tuple[dict[str, Any], An
     return found | numbers, expected["dataset"], expected["params"]
 
 
-def resident(process: subprocess.Popen) -> float:
-    """The megabytes of memory that a process has at the moment."""
-    said = subprocess.run(
-        ["ps", "-o", "rss=", "-p", str(process.pid)], capture_output=True, text=True
-    )
-    return int(said.stdout) / 1024 if said.stdout.strip() else float("nan")
+def look_at(process: subprocess.Popen) -> tuple[float, float]:
+    """The megabytes of memory that a process has, and the processor seconds it has used."""
+    command = ["ps", "-o", "rss=", "-o", "cputime=", "-p", str(process.pid)]
+    said = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    if len(said) != 2:
+        return float("nan"), float("nan")
+    days, _, clock = said[1].rpartition("-")  # [days-]hours:minutes:seconds
+    seconds = 0.0
+    for part in clock.split(":"):
+        seconds = 60 * seconds + float(part)
+    return int(said[0]) / 1024, seconds + 86_400 * int(days or 0)
 
 
 def load(config: Config, folder: Run, scratch: Path) -> tuple[dict[str, Any], Any, str]:
@@ -172,28 +177,31 @@ def load(config: Config, folder: Run, scratch: Path) -> tuple[dict[str, Any], An
     process = start(*flags, *([f"--devices={config.devices}"] if config.devices else []))
     if not until(process, lambda: steps(run)[0] > 0):
         ended(process)
-    begun, minutes, memory, done = time.monotonic(), [], [], []
+    begun, minutes, memory, used, done = time.monotonic(), [], [], [], []
     bar = tqdm(total=config.minutes, unit=" min", disable=None)
     while not minutes or minutes[-1] < config.minutes:
         time.sleep(config.every)
         if process.poll() is not None:
             ended(process)
         minutes.append((time.monotonic() - begun) / 60)
-        memory.append(resident(process))
+        seen = look_at(process)
+        memory.append(seen[0])
+        used.append(seen[1])
         done.append(steps(run)[0])
-        folder.log(done[-1], minutes=minutes[-1], megabytes=memory[-1])
+        folder.log(done[-1], minutes=minutes[-1], megabytes=seen[0], cpu_seconds=seen[1])
         bar.update(min(minutes[-1], config.minutes) - bar.n)
     bar.close()
     process.send_signal(signal.SIGTERM)
     ended(process, cli.STOPPED)
-    at, memory, done = np.array(minutes), np.array(memory), np.array(done, float)
+    at, memory = np.array(minutes), np.array(memory)
     # Milliseconds a step in each tenth of the time: scoring and saving are in it.
-    edges = np.linspace(0, at[-1], 11)
-    counted = np.interp(edges, [0, *at], [done[0], *done])
-    step_ms = np.diff(edges) * 60_000 / np.maximum(np.diff(counted), 1)
+    edges = np.linspace(at[0], at[-1], 11)
+    counted = np.maximum(np.diff(np.interp(edges, at, done)), 1)
+    step_ms = np.diff(edges) * 60_000 / counted
+    step_cpu_ms = np.diff(np.interp(edges, at, used)) * 1000 / counted
     settled = at >= at[-1] / 4  # buffers and caches have grown to their size by then
     slope = float(np.polyfit(at[settled] / 60, memory[settled], 1)[0])
-    folder.figure("load", soak_plots.load(at, memory, edges, step_ms))
+    folder.figure("load", soak_plots.load(at, memory, edges, step_ms, step_cpu_ms))
     _, arrays, _ = Checkpoints(run / "checkpoints").latest()
     return (
         {
@@ -205,6 +213,7 @@ def load(config: Config, folder: Run, scratch: Path) -> tuple[dict[str, Any], An
             "megabytes_most": float(np.max(memory)),
             "megabytes_an_hour": slope,
             "step_ms": step_ms.tolist(),
+            "step_cpu_ms": step_cpu_ms.tolist(),
         },
         imdb.load(imdb.Config(data=config.data)),
         params_sha256(arrays),

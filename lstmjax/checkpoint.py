@@ -186,6 +186,7 @@ class Checkpoints:
             )
             arrays, said = read.arrays, read.said["said"]
             same = _sha256(arrays, said) == read.said["sha256"]
+            said = {name: said[name] for name in ("format", "step", "best", "progress")}
         except Exception as error:
             raise Damaged(f"{where} ({_line(error)})") from error
         if not same:

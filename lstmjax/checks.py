@@ -77,7 +77,7 @@ def as_array(name: str, value: Any) -> jax.Array:
     """``value`` as an array; raises ``ValueError`` where it is none and cannot be made one."""
     try:
         return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{name}: got {type(value).__name__}, expected an array") from error
 
 

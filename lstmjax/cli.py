@@ -26,9 +26,16 @@ from typing import Any, NoReturn, TypeVar
 from jax.errors import JaxRuntimeError
 
 from lstmjax.data.dataset import DataError
-from lstmjax.records import RunError
+from lstmjax.records import RunError, RunStopped, read_config
 
 Config = TypeVar("Config")
+
+# What may be given beside --resume: none of it changes what a run computes.
+RESUMED_WITH = (
+    "resume", "devices", "save_every", "keep", "on_nan", "live",
+    "distributed", "coordinator", "num_processes", "process_id",
+)  # fmt: skip
+STOPPED = 75  # the exit code of a run that was asked to end and has saved itself
 
 # The fields of the configuration that was parsed: what is said of an argument of the same name is
 # said of the flag.
@@ -55,7 +62,8 @@ def parse(
 
     Every field is a flag `--field-name`; booleans are `--flag` and `--no-flag`. `--preset NAME`
     chooses the defaults (so `--preset keras --help` shows the numbers of that preset), and every
-    other flag overrides it.
+    other flag overrides it. `--resume DIR` takes all settings from the run in that folder; only
+    what does not change its numbers (`RESUMED_WITH`) can be given beside it.
 
     Args:
       config_class: a dataclass; with presets it has a field `preset: str`.
@@ -75,30 +83,89 @@ def parse(
     argv = list(sys.argv[1:] if argv is None else argv)
     _fields.clear()
     _fields.update(field.name for field in dataclasses.fields(config_class))
-    defaults = {} if presets is None else {"default": _preset(config_class, presets, argv)}
+    folder = _value(argv, "resume") if "resume" in _fields else None
+    if folder is not None:
+        before = stored_config(config_class, folder, "resume")
+        defaults = {"default": dataclasses.replace(before, resume=folder)}
+    else:
+        defaults = {} if presets is None else {"default": _preset(config_class, presets, argv)}
     description = inspect.cleandoc(description) if description else None
     complaint = io.StringIO()
     try:
         # tyro draws its complaints as a box of several lines; ours is one line.
         with redirect_stderr(complaint):
             prog = Path(sys.argv[0]).name
-            return tyro.cli(config_class, prog=prog, args=argv, description=description, **defaults)
+            config = tyro.cli(
+                config_class, prog=prog, args=argv, description=description, **defaults
+            )
     except SystemExit as stop:
         if not stop.code:
             raise
+    else:
+        if folder is not None:
+            _check_resumed(config, defaults["default"], folder)
+        return config
     _fail(_explain(config_class, argv) or _condensed(complaint.getvalue()), 2)
 
 
 def _preset(config_class: type, presets: Mapping[str, Any], argv: Sequence[str]) -> Any:
     """The preset that the arguments ask for (the last one, as with every flag)."""
     name = next(f.default for f in dataclasses.fields(config_class) if f.name == "preset")
-    for i, argument in enumerate(argv):
-        flag, equals, value = argument.partition("=")
-        if flag == "--preset" and (equals or i + 1 < len(argv)):
-            name = value if equals else argv[i + 1]
+    name = _value(argv, "preset") or name
     if name not in presets:
         _fail(f"--preset: got {name!r}, expected one of {', '.join(presets)}", 2)
     return presets[name]
+
+
+def _value(argv: Sequence[str], name: str) -> str | None:
+    """What the arguments give for a flag, the last time they do; None where they do not."""
+    found = None
+    for i, argument in enumerate(argv):
+        flag, equals, value = argument.partition("=")
+        if flag == f"--{name}" and (equals or i + 1 < len(argv)):
+            found = value if equals else argv[i + 1]
+    return found
+
+
+def stored_config(config_class: type[Config], folder: str | os.PathLike, flag: str) -> Config:
+    """The configuration of the run in a folder; settings that it does not know have defaults.
+
+    Args:
+      config_class: the dataclass.
+      folder: of the run.
+      flag: that named the folder, for errors.
+
+    Raises:
+      RunError: the folder or its config.json cannot be read; a setting is unknown or not of the
+        kind that the dataclass says.
+    """
+    settings = read_config(folder)
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    if strange := sorted(settings.keys() - fields):
+        raise RunError(f"--{flag}: the run in {folder} has the setting {strange[0]}, unknown here")
+    hints = typing.get_type_hints(config_class)
+    for name, value in settings.items():
+        if not any(_holds(kind, value) for kind in _kinds(hints[name])):
+            raise RunError(f"--{flag}: {folder}/config.json is damaged: {name} is {value!r}")
+    return config_class(**settings)
+
+
+def _holds(kind: Any, value: Any) -> bool:
+    """Whether a value from JSON is of a kind that ``_kinds`` gives; kinds not known here pass."""
+    if kind is type(None):
+        return value is None
+    if kind in (int, float):
+        return type(value) in (int, kind)
+    return isinstance(value, kind) if isinstance(kind, type) else value == kind
+
+
+def _check_resumed(config: Any, before: Any, folder: str) -> None:
+    """A run that is taken up again keeps the settings that its numbers depend on."""
+    for name in (field.name for field in dataclasses.fields(config)):
+        was, given = getattr(before, name), getattr(config, name)
+        if given != was and name not in RESUMED_WITH:
+            flag = f"--{name.replace('_', '-')}"
+            _fail(f"{flag}: got {given}, expected {was} as in {folder}, or --resume without it", 2)
 
 
 def _explain(config_class: type, argv: Sequence[str]) -> str | None:
@@ -240,6 +307,9 @@ def main(run: Callable[[], Any]) -> None:
         run()
     except KeyboardInterrupt:
         _fail("interrupted", 130)
+    except RunStopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(STOPPED)
     except BrokenPipeError:
         # Whoever read our output has gone (`… | head`): nothing is left to be said to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -282,5 +352,6 @@ def _is_ours(error: ValueError) -> bool:
 
 def _fail(message: str, code: int) -> NoReturn:
     """One line on standard error, and the exit code."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    line = " ".join(message.split())  # which may hold a file's content: not all of it is shown
+    print(f"error: {line if len(line) <= 1000 else f'{line[:1000]} …'}", file=sys.stderr)
     sys.exit(code)

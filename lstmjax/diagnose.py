@@ -278,6 +278,15 @@ class Diagnosis:
             self._counts[name][0] += float(np.sum(added))
             self._counts[name][1] += float(np.sum(count))
 
+    def progress(self) -> dict[str, Any]:
+        """What has been logged, in JSON's types, for ``restore``."""
+        return {"norms": list(self.norms.items()), "counts": self._counts}
+
+    def restore(self, progress: Mapping[str, Any]) -> None:
+        """Goes on from a ``progress``."""
+        self.norms = {step: dict(norms) for step, norms in progress["norms"]}
+        self._counts = {name: list(pair) for name, pair in progress["counts"].items()}
+
     def finish(self, folder: Run, title: str) -> dict[str, Any]:
         """Leaves the figures, and returns ``{"diagnostics": numbers}`` for the record's metrics.
 

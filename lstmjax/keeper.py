@@ -117,11 +117,18 @@ class Keeper:
             return state
         step, arrays, progress = found
         state = _filled(self._pack(_plain_keys(state)), arrays, state, self._checkpoints.folder)
-        self.epoch, self.piece = progress["epoch"], progress["piece"]
-        self._best, self._skipped = float(progress["best_score"]), progress["skipped"]
-        for name, part in self._parts.items():
-            _restore(part, progress["parts"][name])
-        self._folder.restore(progress["files"])
+        try:
+            self.epoch, self.piece = progress["epoch"], progress["piece"]
+            self._best, self._skipped = float(progress["best_score"]), int(progress["skipped"])
+            places = (self.epoch - 1, self.piece)
+            if not all(type(place) is int and place >= 0 for place in places):
+                raise ValueError(f"epoch {self.epoch}, piece {self.piece}")
+            for name, part in self._parts.items():
+                _restore(part, progress["parts"][name])
+            self._folder.restore(progress["files"])
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            where = f"{self._checkpoints.folder}: the checkpoint of step {step}"
+            raise RunError(f"{where} does not hold what this run saves") from error
         self._saved = step, time.monotonic()
         print(f"going on from step {step} in {self._folder.path}", file=sys.stderr)
         return state

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from lstmjax import hdf5
+from lstmjax.data import files
 from lstmjax.weight_trees import by_number
 
 DAMAGE = (
@@ -77,10 +79,13 @@ def load_keras_file(path: Any) -> KerasFile:
         ) from error
     try:
         path = Path(path)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ValueError("no plain file")  # a pipe or a device may never end
         with path.open("rb") as file:
             if file.read(4) == b"PK\x03\x04":
                 weights, settings = _read_archive(h5py, file)
             else:
+                hdf5.check_file(file)
                 with h5py.File(path, "r") as opened:
                     weights, settings = _read_h5(h5py, opened)
     except DAMAGE as error:
@@ -94,14 +99,18 @@ def load_keras_file(path: Any) -> KerasFile:
 
 def _read_archive(h5py: Any, file: Any) -> tuple[dict, dict]:
     with zipfile.ZipFile(file) as archive:
-        layers = _layers_of(json.loads(archive.read("config.json")))
-        stored = io.BytesIO(archive.read("model.weights.h5"))
-    with h5py.File(stored, "r") as opened:
+        files.check_unpacked(archive, file.seek(0, io.SEEK_END))
+        config, stored = map(archive.read, ("config.json", "model.weights.h5"))
+    layers = _layers_of(json.loads(config))
+    hdf5.check_content(stored)
+    with h5py.File(io.BytesIO(stored), "r") as opened:
+        hdf5.check_tree(h5py, opened)
         weights = _named(_lstms(_counted(h5py, opened)), layers)
     return weights, _settings(weights, layers)
 
 
 def _read_h5(h5py: Any, opened: Any) -> tuple[dict, dict]:
+    hdf5.check_tree(h5py, opened)
     group = opened.get("model_weights", opened)
     if not any(name.startswith("layer_names") for name in group.attrs):
         return _lstms(_counted(h5py, opened)), {}
@@ -206,8 +215,8 @@ def _is_lstm(tree: dict) -> bool:
 
 
 def _array(stored: Any) -> np.ndarray:
-    array = np.asarray(stored)
-    if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # HDF5 has no bfloat16
+    array = hdf5.read_array(stored)
+    if array.dtype.kind == "V":  # HDF5 has no bfloat16
         array = array.view(jnp.dtype(jnp.bfloat16))
     return array
 

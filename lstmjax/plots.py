@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -67,6 +67,64 @@ def learning_curve(
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     _dress(axes, title, legend=len(curves) > 1)
+    return figure
+
+
+class Band(NamedTuple):
+    """A curve of many runs.
+
+    Attributes:
+      x: [N].
+      values: [S, N], of each run; NaN leaves a gap.
+      mean, low, high: [N], their mean and its interval (NaN for none).
+    """
+
+    x: ArrayLike
+    values: ArrayLike
+    mean: ArrayLike
+    low: ArrayLike
+    high: ArrayLike
+
+
+def learning_bands(
+    title: str,
+    curves: Mapping[str, Band],
+    ylabel: str,
+    *,
+    xlabel: str = "update",
+    logy: bool = False,
+) -> Figure:
+    """``learning_curve`` of many runs: their mean, its interval as a band, the runs as faint lines.
+
+    Args:
+      title, ylabel, xlabel, logy: as in ``learning_curve``.
+      curves: by label.
+
+    Returns:
+      The figure. The axis shows all runs, and of a band that is wider what has room.
+
+    Raises:
+      ValueError: as ``learning_curve``; ``values`` that do not fit the mean.
+    """
+    means = {label: (band.x, band.mean) for label, band in curves.items()}
+    figure = learning_curve(title, means, ylabel, xlabel=xlabel, logy=logy)
+    (axes,) = figure.axes
+    for i, (label, (x, values, _, low, high)) in enumerate(curves.items()):
+        values = np.asarray(values, float)
+        if values.ndim != 2 or values.shape[1:] != np.shape(x):
+            shapes = f"got {values.shape} for {label!r}, expected [S, {len(x)}]"
+            raise ValueError(f"curves: {shapes}")
+        axes.plot(x, values.T, color=_colour(i), linewidth=0.6, alpha=0.35)
+        axes.fill_between(x, low, high, color=_colour(i), alpha=0.18, linewidth=0)
+        if len(x) == 1:  # neither lines nor bands show at a single place
+            axes.vlines(x, low, high, color=_colour(i), linewidth=2)
+    # By the runs: the interval of two or three of them can be so wide that it flattens all else.
+    drawn = np.concatenate([np.ravel(band.values) for band in curves.values()])
+    drawn = drawn[np.isfinite(drawn) & ((drawn > 0) | (not logy))]
+    if drawn.size:
+        low, high = drawn.min(), drawn.max()
+        room = 0.05 * (high - low) or 0.05 * max(abs(high), 1e-12)
+        axes.set_ylim((low / 1.5, high * 1.5) if logy else (low - room, high + room))
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Where a number comes from: parameters' hash, commit, versions, device and command."""
+"""Where a number comes from: parameters' hash, first losses, commit, versions, device, command."""
 
 import hashlib
 import importlib.metadata
@@ -8,15 +8,20 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.extend.backend
 import numpy as np
+from jax._src.distributed import global_state  # jax.process_count() would start the devices
+
+from lstmjax.data import files
 
 ROOT = Path(__file__).resolve().parents[1]
+FIRST = 10  # losses that a record holds
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 # What the record commands write says nothing about the code that made a number.
 _WRITTEN_FROM_RECORDS = ("experiments/results", "BENCHMARKS.md", "README.md")
@@ -65,6 +70,54 @@ def _key_name(key: Any) -> str | int:
     return str(key)
 
 
+def first_steps(lines: Iterable[Mapping[str, Any]], count: int = FIRST) -> dict[str, Any] | None:
+    """The first losses of a run, by which `verify` recognises it when it is run again.
+
+    Args:
+      lines: of metrics.jsonl, as dicts.
+      count: how many losses at most.
+
+    Returns:
+      `{"name", "steps": [...], "loss": [...]}`: the first values of the first number that is called
+      loss or mse (train_mse), with their steps; None where there is none.
+    """
+    name, steps, losses = None, [], []
+    for line in lines:
+        if name is None:
+            name = next((key for key in line if key.split("_")[-1] in ("loss", "mse")), None)
+        if name is not None and name in line:
+            steps.append(line["step"])
+            losses.append(line[name])
+            if len(steps) == count:
+                break
+    return {"name": name, "steps": steps, "loss": losses} if steps else None
+
+
+def read_lines(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl that are there by now; none where there is no file.
+
+    Raises:
+      ValueError: a line that is no JSON object with a step.
+    """
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n"):
+                    yield _line(line, f"{path}, line {number}")
+    except FileNotFoundError:
+        return
+
+
+def _line(text: bytes, place: str) -> dict[str, Any]:
+    try:
+        line = files.parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{place}: got {files.reason(error)}, expected JSON") from error
+    if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+        raise ValueError(f"{place}: got no step, expected one")
+    return line
+
+
 def environment(devices: Sequence[Any] | int | None = None) -> dict[str, Any]:
     """What a number depends on beside the configuration: code, versions, device.
 
@@ -80,9 +133,10 @@ def environment(devices: Sequence[Any] | int | None = None) -> dict[str, Any]:
 
     Returns:
       `{"git commit", "dirty", "python", "jax", "jaxlib", "flax", "optax", "numpy", "device",
-      "devices", "platform", "cores", "XLA_FLAGS"}`: `device` is the processor's or accelerator's
-      name, `devices` how many of them JAX saw in this run, `cores` the processor cores this process
-      may use.
+      "driver", "devices", "processes", "platform", "cores", "XLA_FLAGS"}`: `device` is the
+      processor's or accelerator's name, `driver` what JAX's runtime says of its own version and the
+      driver's (of a CPU no more than "cpu"), `devices` how many of them JAX saw in this run, in all
+      of its `processes`, `cores` the processor cores this process may use.
     """
     if devices is None or isinstance(devices, int):
         first, count = jax.devices()[0], devices or len(jax.devices())
@@ -94,11 +148,23 @@ def environment(devices: Sequence[Any] | int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
         "device": _processor() if first.platform == "cpu" else first.device_kind,
+        "driver": _driver(),
         "devices": count,
+        "processes": processes(),
         "platform": first.platform,
         "cores": _cores(),
         "XLA_FLAGS": " ".join(without_folders(flag) for flag in flags),
     }
+
+
+def processes() -> int:
+    """How many processes this run has; asking does not start JAX's devices."""
+    return global_state.num_processes
+
+
+def is_main() -> bool:
+    """Whether this process is the first of them, the one that writes; true of the only one."""
+    return global_state.process_id == 0
 
 
 def version(package: str) -> str | None:
@@ -107,6 +173,12 @@ def version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _driver() -> str | None:
+    """What the runtime of the devices in use says of its version and the driver's, in one line."""
+    text = getattr(jax.extend.backend.get_backend(), "platform_version", None)
+    return " ".join(text.split()) if text else None
 
 
 def _cores() -> int | None:

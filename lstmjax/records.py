@@ -14,7 +14,6 @@ JSON knows neither NaN nor infinity, so they are written as the strings "nan", "
 
 import dataclasses
 import json
-import math
 import os
 import struct
 import sys
@@ -26,19 +25,29 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from lstmjax.provenance import command_line, environment, git_state, params_sha256, without_folders
-from lstmjax.schema import DATASET, validate
+from lstmjax.data import files
+from lstmjax.provenance import (
+    command_line,
+    environment,
+    first_steps,
+    git_state,
+    params_sha256,
+    read_lines,
+    without_folders,
+)
+from lstmjax.schema import DATASET, plain, to_json, validate
 
 __all__ = [
     "Run",
     "RunError",
+    "RunStopped",
     "command_line",
     "environment",
     "params_sha256",
     "plain",
+    "read_config",
     "to_json",
     "validate",
     "write_file",
@@ -46,11 +55,18 @@ __all__ = [
 
 
 # Settings in which runs of one row of BENCHMARKS.md may differ.
-_FREE = ("seed", "out", "devices", "live")
+_FREE = ("seed", "out", "devices", "live", "save_every", "keep", "resume", "deterministic")
+# Settings that say how the processes find each other. They are not kept: a run may go on in others,
+# and how many they were is part of a record's environment.
+_MEETING = ("distributed", "coordinator", "num_processes", "process_id")
 
 
 class RunError(RuntimeError):
     """A run folder or a record that cannot be written or read; the message is one clear line."""
+
+
+class RunStopped(RuntimeError):
+    """A run that was asked to end and has saved itself; the message says how to go on."""
 
 
 # ---- writing ------------------------------------------------------------------------------------
@@ -76,39 +92,6 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
         raise
 
 
-def plain(value: Any, name: str = "value") -> Any:
-    """The value in JSON's types: dataclasses and mappings to dicts, arrays to lists.
-
-    Non-finite floats become "nan", "inf", "-inf". Raises ValueError, naming `name`, for what has no
-    place in JSON.
-    """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = dataclasses.fields(value)
-        return {f.name: plain(getattr(value, f.name), f"{name}.{f.name}") for f in fields}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{name}.{key}") for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, f"{name}[{i}]") for i, item in enumerate(value)]
-    if isinstance(value, os.PathLike):
-        return str(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(float(value))
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        array = np.asarray(value)
-        # bfloat16 and its like are no floats to NumPy: `item` alone would leave them as they are.
-        return plain(array.tolist() if array.dtype.kind in "biuf" else array.astype(float).tolist())
-    raise ValueError(
-        f"{name}: got {type(value).__name__}, expected numbers, text, lists or mappings"
-    )
-
-
-def to_json(value: Any) -> bytes:
-    """The value as indented JSON in UTF-8, keys in the order given, a newline at the end."""
-    return (json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
 # ---- the run folder -----------------------------------------------------------------------------
 
 
@@ -129,8 +112,11 @@ class Run:
         self.config = config
         # The code as it is now, when it has just been imported: it may be edited during a long run.
         self._code = git_state()
+        self._command, self._resumed = command_line(), 0
         self._metrics = None
         self._events = None
+        self._event_file = None
+        self._lock = None
 
     @classmethod
     def create(
@@ -157,12 +143,118 @@ class Run:
         if not isinstance(settings, dict):
             kind = type(config).__name__
             raise ValueError(f"config: got {kind}, expected a dataclass or a mapping")
+        settings = {name: value for name, value in settings.items() if name not in _MEETING}
         try:
             path = _empty_folder(Path(out)) if out else _fresh_folder(Path(root), experiment)
         except OSError as error:
             raise RunError(f"cannot make the folder {error.filename}: {error.strerror}") from error
         write_file(path / "config.json", to_json(settings))
-        return cls(path, experiment, settings)
+        run = cls(path, experiment, settings)
+        run._hold()
+        run._write_story([])
+        return run
+
+    @classmethod
+    def open(cls, experiment: str, config: Any) -> "Run":
+        """The run that a configuration asks for: `config.resume` again, or a new one.
+
+        Args:
+          experiment: as in `create`.
+          config: a dataclass with `out` and `resume`, each a folder or None.
+
+        Raises:
+          RunError: as `create` and `reopen`.
+        """
+        if config.resume is None:
+            return cls.create(experiment, config, out=config.out)
+        return cls.reopen(experiment, config.resume)
+
+    @classmethod
+    def reopen(cls, experiment: str, folder: str | os.PathLike) -> "Run":
+        """Opens the folder of a run that did not come to its end; `restore` goes on in its files.
+
+        Raises:
+          RunError: it is no folder of such a run, has come to its end, is of another experiment, or
+            is in use by another process.
+        """
+        path = Path(folder)
+        if (path / "record.json").exists():
+            raise RunError(f"--resume: {path} has come to its end, its record is there")
+        settings = read_config(path)
+        try:
+            story = files.read_json(path / "run.json")
+            whose, command, states = story["experiment"], story["command"], story["opened"]
+            then, command = dict(states[-1]), str(command)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise RunError(f"--resume: {path}/run.json cannot be read or is damaged") from error
+        if whose != experiment:
+            raise RunError(f"--resume: {path} is a run of {whose}, expected one of {experiment}")
+        run = cls(path, experiment, settings)
+        run._command = command
+        run._hold()
+        if changed := [name for name, value in _versions().items() if then.get(name) != value]:
+            print(
+                f"warning: {', '.join(changed)} changed since {path} was started: what follows may "
+                "differ in the last bits from what it would have been",
+                file=sys.stderr,
+            )
+        run._resumed = len(states)
+        run._write_story(states)
+        return run
+
+    def _hold(self) -> None:
+        """Makes sure that no other process writes into the folder as long as this one lives."""
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return
+        self._lock = open(self.path / "config.json", "rb")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise RunError(f"{self.path} is in use by another process") from error
+        except OSError:  # a file system without locks
+            pass
+
+    def _write_story(self, opened: list[dict[str, Any]]) -> None:
+        """Writes who has opened the folder, with which versions, now and before."""
+        story = {"experiment": self.experiment, "command": self._command}
+        story["opened"] = [*opened, _versions()]
+        write_file(self.path / "run.json", to_json(story))
+
+    def progress(self) -> dict[str, Any]:
+        """How far the files of the folder are written, for `restore`."""
+        sizes = {}
+        for file in (self._metrics, self._events):
+            if file is not None:
+                if os.fstat(file.fileno()).st_nlink == 0:
+                    raise RunError(f"{self.path} has gone: {Path(file.name).name} was deleted")
+                sizes[Path(file.name).name] = file.seek(0, os.SEEK_END)
+        return {"sizes": sizes}
+
+    def restore(self, progress: Mapping[str, Any]) -> None:
+        """Cuts the files off where they stood at a `progress`; what follows is written again.
+
+        Raises:
+          RunError: a file is shorter than it was, or cannot be written.
+        """
+        sizes = dict(progress["sizes"]) if progress else {}
+        self._event_file = next((name for name in sizes if name != "metrics.jsonl"), None)
+        for path in [self.path / "metrics.jsonl", *sorted(self.path.glob("events.out.tfevents.*"))]:
+            size = sizes.pop(path.name, 0)
+            if not path.exists():
+                if size:
+                    raise RunError(f"{path} is missing")
+                continue
+            try:
+                if path.stat().st_size < size:
+                    raise RunError(f"{path} is shorter than when the checkpoint was saved")
+                os.truncate(path, size)
+            except OSError as error:
+                raise RunError(f"cannot cut off {path}: {error.strerror}") from error
+        if sizes:
+            raise RunError(f"{self.path / next(iter(sizes))} is missing")
 
     def log(self, step: int, **scalars: Any) -> None:
         """Adds a line `{"step": step, **scalars}` to metrics.jsonl, and to the TensorBoard events.
@@ -238,19 +330,23 @@ class Run:
 
         if not isinstance(dataset, Mapping):
             dataset = {key: getattr(dataset, key) for key in DATASET}
+        first = first_steps(read_lines(self.path / "metrics.jsonl"))
+        asked = {k: v for k, v in self.config.items() if k == "deterministic"}
         record = {
             "experiment": self.experiment,
             **({} if row is None else {"row": row}),
             "version": __version__,
             "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "command": command_line(),
+            "command": self._command,
             "config": {k: _publishable(v) for k, v in self.config.items()},
             "dataset": {key: dataset.get(key) for key in DATASET},
             "metrics": metrics,
+            **({} if first is None else {"first_steps": first}),
             "seconds": seconds,
             "params_sha256": params_sha256,
-            "environment": environment(devices) | self._code,
+            "environment": environment(devices) | self._code | asked,
             "seed": int(seed),
+            **({"resumed": self._resumed} if self._resumed else {}),
         }
         record = plain(record, "record")
         if problems := validate(record):
@@ -261,13 +357,12 @@ class Run:
 
     def close(self) -> None:
         """Closes metrics.jsonl and the events; `finish` and the end of a `with` block do it."""
-        metrics, events = self._metrics, self._events
-        self._metrics = self._events = None
-        with suppress(OSError):  # what could not be written was reported when it was written
-            if metrics is not None:
-                metrics.close()
-            if events is not None:
-                events.close()
+        files = self._metrics, self._events, self._lock
+        self._metrics = self._events = self._lock = None
+        for file in files:
+            with suppress(OSError):  # what could not be written was reported when it was written
+                if file is not None:
+                    file.close()
 
     def __enter__(self) -> "Run":
         return self
@@ -283,12 +378,36 @@ class Run:
         if not values:
             return
         if self._events is None:
-            file = self.path / f"events.out.tfevents.{now:.0f}.lstmjax"
-            self._events = open(file, "ab", buffering=0)
+            name = self._event_file or f"events.out.tfevents.{now:.0f}.lstmjax"
+            self._events = open(self.path / name, "ab", buffering=0)
             first = Event(wall_time=now, file_version="brain.Event:2")
             _append_whole(self._events, _tfrecord(first.SerializeToString()))
         event = Event(wall_time=now, step=step, summary={"value": values})
         _append_whole(self._events, _tfrecord(event.SerializeToString()))
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """The configuration that a run's folder holds.
+
+    Raises:
+      RunError: the folder is not there or is no run's, or its config.json is damaged.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        settings = files.read_json(path)
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {files.reason(error)}") from error
+    if not isinstance(settings, dict):
+        raise RunError(f"{path} is damaged: it holds no settings")
+    return settings
+
+
+def _versions() -> dict[str, Any]:
+    """What the bits of a run depend on beside its settings."""
+    seen = environment()
+    return {name: seen[name] for name in ("git commit", "jax", "jaxlib", "numpy", "device")}
 
 
 def matching_row(config: Any, rows: Mapping[str, Any]) -> str | None:
@@ -299,7 +418,7 @@ def matching_row(config: Any, rows: Mapping[str, Any]) -> str | None:
       rows: each row's configuration, of the same class; `seed`, `out`, `devices` and `live` may
         differ, for they do not make another row.
     """
-    free = {name: getattr(config, name) for name in _FREE if hasattr(config, name)}
+    free = {n: getattr(config, n) for n in _FREE + _MEETING if hasattr(config, n)}
     for row, settings in rows.items():
         if dataclasses.replace(settings, **free) == config:
             return row

@@ -1,7 +1,9 @@
-"""The commands over experiments/results/: collect a run's record, write the tables from records.
+"""The commands over records: collect and compare them, verify one, write the tables.
 
 python -m lstmjax.records collect runs/imdb-20260102-030405
 python -m lstmjax.records table --check
+python -m lstmjax.records verify experiments/results/imdb-tf2-seed0.json
+python -m lstmjax.records compare experiments/results/imdb-tf2-seed0.json runs/imdb-20260102-030405
 """
 
 import re
@@ -14,8 +16,10 @@ from typing import Annotated, Any
 import tyro
 
 from lstmjax import cli
+from lstmjax.compare import Compare, compare
 from lstmjax.records import RunError, write_file
 from lstmjax.tables import benchmarks, load, load_groups, load_parity, load_timed, readme_table
+from lstmjax.verify import Verify, verify
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 
@@ -113,21 +117,31 @@ def table(options: Table) -> None:
         write_file(path, text.encode())
 
 
+COMMANDS = {
+    "collect": (Collect, collect),
+    "table": (Table, table),
+    "verify": (Verify, verify),
+    "compare": (Compare, compare),
+}
+
+
 def command(argv: Sequence[str] | None = None) -> None:
-    """`python -m lstmjax.records {collect,table}`."""
-    commands = {"collect": (Collect, collect), "table": (Table, table)}
+    """`python -m lstmjax.records {collect,table,verify,compare}`."""
     argv = list(sys.argv[1:] if argv is None else argv)
 
     def run() -> None:
         name = argv[0] if argv else "nothing"
         if name in ("-h", "--help"):
-            print("usage: python -m lstmjax.records {collect,table} [-h] [OPTIONS]")
-            for name, (options_class, _) in commands.items():
+            print(f"usage: python -m lstmjax.records {{{','.join(COMMANDS)}}} [-h] [OPTIONS]")
+            for name, (options_class, _) in COMMANDS.items():
                 print(f"  {name:8} {options_class.__doc__}")
             return
-        if name not in commands:
-            raise ValueError(f"command: got {name}, expected one of {', '.join(commands)}")
-        options_class, function = commands[name]
-        function(cli.parse(options_class, argv=argv[1:], description=options_class.__doc__))
+        if name not in COMMANDS:
+            raise ValueError(f"command: got {name}, expected one of {', '.join(COMMANDS)}")
+        options_class, function = COMMANDS[name]
+        options = cli.parse(options_class, argv=argv[1:], description=options_class.__doc__)
+        code = function(options)
+        if isinstance(code, int):  # of what was found, and not of an error
+            sys.exit(code)
 
     cli.main(run)

@@ -36,6 +36,11 @@ class Scores:
         line = {f"{split}_{name}": value for name, value in means.items()}
         self._folder.log(step, epoch=epoch, **line)
 
+    def last(self, split: str, name: str = "accuracy") -> float | None:
+        """The newest value of a split's metric; None where the split is not scored."""
+        points = self.epochs.get(split, {}).get(name)
+        return points[-1][1] if points else None
+
     def metrics(self) -> dict[str, float | list[float]]:
         """{"test_accuracy": last value, "test_accuracy_epochs": [all values], …} for a record."""
         flat = {}

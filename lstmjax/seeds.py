@@ -10,7 +10,7 @@ batches, plans, metrics) gets a first axis [S]:
 
 Devices share the seeds and not the batches, so they never wait for each other. Where seeds are no
 multiple of devices, the last one is repeated to fill the rest, and ``unstack`` leaves the copies
-out.
+out. ``together`` makes one record of all seeds' numbers, and ``apart`` takes it apart again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -138,3 +138,59 @@ def interval(values: Any, level: float = 0.95, axis: int = 0) -> tuple[np.ndarra
 def seeds_of(record: Mapping[str, Any]) -> list[int]:
     """The seeds of a run, from its record: ``config.seeds`` many from its seed on, or the one."""
     return list(range(record["seed"], record["seed"] + record.get("config", {}).get("seeds", 1)))
+
+
+# ---- records of many seeds ----------------------------------------------------------------------
+
+
+def together(runs: Sequence[Mapping[str, Any]], own: Sequence[int]) -> dict[str, Any]:
+    """The metrics of each seed's record as those of one record.
+
+    Args:
+      runs: S dicts of the same names, of numbers and lists of numbers.
+      own: the S seeds.
+
+    Returns:
+      Of a number: ``name`` [S], ``name_mean``, ``name_std`` (the sample's, n − 1) and
+      ``name_ci95``, the half-width of ``interval``; the last two are NaN of a single seed. Of a
+      list: ``name_seed3`` for each seed.
+    """
+    found = {}
+    for name, value in runs[0].items():
+        values = [run[name] for run in runs]
+        if isinstance(value, list):
+            found |= {f"{name}_seed{seed}": v for seed, v in zip(own, values, strict=True)}
+            continue
+        with np.errstate(invalid="ignore"):  # of a seed whose number is infinite
+            mean, half = interval(values)
+            deviation = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+        found |= {name: values, f"{name}_mean": float(mean)}
+        found |= {f"{name}_std": deviation, f"{name}_ci95": float(half)}
+    return found
+
+
+def apart(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of single seeds that a record of ``together`` stands for.
+
+    Returns:
+      One for each seed, with its seed and metrics, an equal share of the seconds, and ``together``:
+      how many they are. A record of one seed is returned as it is.
+    """
+    own, metrics = seeds_of(record), record["metrics"]
+    numbers = [name for name in metrics if f"{name}_mean" in metrics]
+    if len(own) == 1 or not numbers:
+        return [dict(record)]
+    found = []
+    for number, seed in enumerate(own):
+        mine = {name: metrics[name][number] for name in numbers}
+        end = f"_seed{seed}"
+        mine |= {n.removesuffix(end): v for n, v in metrics.items() if n.endswith(end)}
+        changed = {
+            "seed": seed,
+            "config": {**record["config"], "seeds": 1},
+            "metrics": mine,
+            "seconds": {name: t / len(own) for name, t in record["seconds"].items()},
+            "together": len(own),
+        }
+        found.append({**record, **changed})
+    return found

@@ -13,12 +13,13 @@ def line(mode: str, metrics: Mapping[str, Any]) -> str:
             f"undisturbed one; a kill cost {metrics['steps_lost_mean']:.1f} logged steps, "
             f"{metrics['steps_lost_most']} at most"
         )
-    first, last = metrics["step_ms"][0], metrics["step_ms"][-1]
+    clock, cpu = metrics["step_ms"], metrics["step_cpu_ms"]
     return (
         f"{metrics['minutes'][-1]:.0f} minutes, {metrics['steps']:,} steps: memory "
         f"{metrics['megabytes_first']:.0f} MB in the first tenth of the time and "
         f"{metrics['megabytes_last']:.0f} MB in the last, {metrics['megabytes_an_hour']:+.1f} MB "
-        f"an hour over the last three quarters; a step took {first:.1f} ms and {last:.1f} ms"
+        f"an hour over the last three quarters; a step took {clock[0]:.1f} ms and "
+        f"{clock[-1]:.1f} ms by the clock, {cpu[0]:.1f} ms and {cpu[-1]:.1f} ms of processor time"
     )
 
 

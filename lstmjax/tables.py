@@ -5,23 +5,33 @@ deviation (n - 1) over the seeds, and the range. What is written depends on the 
 that the same records always give the same files.
 """
 
+import contextlib
 import json
 import math
 import shlex
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lstmjax import flow_tables, gpu_tables, long_lag_tables, peer_tables, timing_tables
+from lstmjax import (
+    flow_tables,
+    gpu_tables,
+    long_lag_tables,
+    peer_tables,
+    soak_tables,
+    timing_tables,
+)
+from lstmjax.data import files
+from lstmjax.data.dataset import one_line
 from lstmjax.records import RunError, validate
 from lstmjax.schema import SECONDS
-from lstmjax.seeds import seeds_of
+from lstmjax.seeds import apart, seeds_of
 from lstmjax.truncation_tables import section as truncation_section
 
 # Settings that say where a run went or which of several like runs it is, not what it computes.
-_NO_SETTINGS = ("seed", "out", "live")
+_NO_SETTINGS = ("seed", "out", "live", "seeds", "sweep")
 
 # What the metrics of experiments/parity.py are called, and how a column is headed.
 _DTYPES = ("float64", "float32")
@@ -114,6 +124,12 @@ class Group:
         """A metric of every record that has it."""
         return [r["metrics"][key] for r in self.records if key in r["metrics"]]
 
+    @property
+    def label(self) -> str:
+        """The name, and whether all its seeds were one program."""
+        at_once = self.records[0].get("together")
+        return f"{self.name}, {at_once} seeds at once" if at_once else self.name
+
     def seconds(self, key: str) -> str:
         """The median of `compile`, `train`, `eval` or `total` over the records, as text."""
         totals = [sum(r["seconds"][k] for k in SECONDS) for r in self.records]
@@ -128,11 +144,11 @@ class Group:
 def load(path: str | Path) -> dict[str, Any]:
     """Reads and checks a record. Raises RunError, in one line, for a file that is none."""
     try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        record = files.read_json(path)
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise RunError(f"{path} is no JSON: {error}") from error
+        raise RunError(f"{path} is no JSON: {files.reason(error)}") from error
     if problems := validate(record):
         raise RunError(f"{path} is no valid record: {'; '.join(problems)}")
     return record
@@ -152,7 +168,8 @@ def load_groups(results: str | Path) -> list[Group]:
             continue
         if row not in ROWS:
             raise RunError(f"{path}: got the row {row!r}, expected one of {', '.join(ROWS)}")
-        gathered.setdefault(_group_key(row, record), []).append((record["seed"], path.name, record))
+        for own in apart(record):
+            gathered.setdefault(_group_key(row, own), []).append((own["seed"], path.name, own))
     groups = []
     for (row, name, *_), runs in sorted(gathered.items()):
         runs.sort(key=lambda run: run[:2])
@@ -206,7 +223,7 @@ def _group_key(row: str, record: Mapping[str, Any]) -> tuple[str, ...]:
     name = record["peer"]["framework"] if "peer" in record else "lstmjax"
     # The hash is left out: what is held out for validation, and so the content, goes by the seed.
     data = {key: record["dataset"].get(key) for key in ("name", "source")}
-    parts = [data, settings, _device(record)]
+    parts = [data, settings, _device(record), record.get("together", 1)]
     return row, name, *(json.dumps(part, sort_keys=True) for part in parts)
 
 
@@ -231,13 +248,26 @@ def benchmarks(
     for row, spec in ROWS.items():
         members = [group for group in groups if group.row == row]
         if members:
-            lines += ["", *_section(row, spec, members)]
+            with _shown(members):
+                lines += ["", *_section(row, spec, members)]
     if parity:
-        lines += ["", *_parity_section(parity)]
+        with _shown(parity):
+            lines += ["", *_parity_section(parity)]
     for experiment, members in (timed or {}).items():
         if members or experiment == "gpu":  # whose section says what is not measured
-            lines += ["", *_TIMED[experiment](members)]
+            with _shown(members):
+                lines += ["", *_TIMED[experiment](members)]
     return "\n".join(lines) + "\n"
+
+
+@contextlib.contextmanager
+def _shown(groups: Sequence[Group]) -> Iterator[None]:
+    """What valid records lack for their table becomes one line that names them."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        names = ", ".join(file for group in groups for file in group.files)
+        raise RunError(f"{names}: not what the table shows ({one_line(error)})") from error
 
 
 def _section(row: str, spec: Row, groups: Sequence[Group]) -> list[str]:
@@ -249,7 +279,7 @@ def _section(row: str, spec: Row, groups: Sequence[Group]) -> list[str]:
     for group in groups:
         cells = [summary(group.values(key), form) for key, _, form in spec.metrics]
         times = [group.seconds(key) for key in (*SECONDS, "total")]
-        lines.append(_line([group.name, *cells, str(len(group.records)), *times, _data(group)]))
+        lines.append(_line([group.label, *cells, str(len(group.records)), *times, _data(group)]))
     for group in groups:
         lines += ["", *_provenance(group)]
     return lines
@@ -290,6 +320,7 @@ _TIMED = {
     "long_lag": lambda groups: long_lag_tables.section(groups, _provenance),
     "gradient-flow": lambda groups: flow_tables.section(groups, _provenance),
     "truncation": lambda groups: truncation_section(groups, _provenance),
+    "soak": lambda groups: soak_tables.section(groups, _provenance),
     "gpu": lambda groups: _each(gpu_tables.section, groups) or gpu_tables.section(None),
 }
 
@@ -305,11 +336,13 @@ def _provenance(group: Group) -> list[str]:
     commits = _distinct(_commit(e) for e in environments)
     hashes = _distinct((r["dataset"].get("sha256") or "–")[:12] for r in group.records)
     seeds = ", ".join(str(seed) for record in group.records for seed in seeds_of(record))
+    if group.label != group.name:
+        seeds += ", each with an equal share of the seconds"
     return [
-        f"- **{group.name}**: {' and '.join(f'`{c}`' for c in commands)} with seeds {seeds}",
+        f"- **{group.label}**: {' and '.join(f'`{c}`' for c in commands)} with seeds {seeds}",
         f"  - on {_device(group.records[0])}; {' and '.join(versions)}; "
         f"commit {' and '.join(commits)}; data sha256 {' and '.join(hashes)}",
-        f"  - records: {', '.join(f'`{file}`' for file in group.files)}",
+        f"  - records: {', '.join(f'`{file}`' for file in _distinct(group.files))}",
     ]
 
 
@@ -322,12 +355,14 @@ def readme_table(groups: Sequence[Group]) -> str:
             continue
         peers = [peer for peer in groups if peer.row == group.row and peer.name != "lstmjax"]
         key, label, form = ROWS[group.row].metrics[0]
-        theirs = [f"{summary(p.values(key), form, short=True)} ({p.name})" for p in peers]
-        times = [p.seconds("train") for p in peers]
-        ours = summary(group.values(key), form, short=True)
+        program = group.label.replace(group.name, group.row, 1)
+        with _shown([group, *peers]):
+            theirs = [f"{summary(p.values(key), form, short=True)} ({p.name})" for p in peers]
+            times = [p.seconds("train") for p in peers]
+            ours = summary(group.values(key), form, short=True)
         lines.append(
             _line(
-                [group.row, label, ours, "; ".join(theirs) or "–", group.seconds("train"),
+                [program, label, ours, "; ".join(theirs) or "–", group.seconds("train"),
                  "; ".join(times) or "–", str(len(group.records)), _data(group)]
             )
         )  # fmt: skip

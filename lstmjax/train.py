@@ -20,6 +20,8 @@ import optax
 from lstmjax import checks
 from lstmjax.recurrence import varying_like
 
+ON_NAN = ("stop", "skip")
+
 
 class TrainState(NamedTuple):
     """Everything a run needs to go on.
@@ -49,6 +51,7 @@ def make_train_step(
     axis_name: str | None = None,
     stateful: bool = False,
     of_gradient: Callable | None = None,
+    on_nan: str | None = None,
 ) -> Callable:
     """Builds ``step(state, batch) -> (state, metrics)``.
 
@@ -56,7 +59,7 @@ def make_train_step(
     and the gradient of the whole batch's mean is the average over devices, weighted by how many
     examples each has:
 
-        g = pmean(n_d / pmean(n_d) · ∇ loss_d),   n_d = the count of metrics["loss"] on device d
+        g = psum(n_d · ∇ loss_d) / psum(n_d),   n_d = the count of metrics["loss"] on device d
 
     It is taken before ``tx``, so clipping sees what one device would see.
 
@@ -73,6 +76,10 @@ def make_train_step(
       of_gradient: ``of_gradient(g) -> metrics``: what to report of the gradient that ``tx`` gets, a
         dict of (sum, count) that is added to the metrics (``diagnose.gradient_metrics``: its norm
         and how clipping changes it); or None.
+      on_nan: "stop": metrics also has "gradient", the norm of g, so that whoever runs the step can
+        see that it or the loss is not finite; "skip": besides, such a step leaves parameters,
+        optimiser and carry as they are, its metrics are 0 of 0, and "skipped" counts it; None:
+        neither.
 
     Returns:
       The step. Its key is ``fold_in(state.key, state.step)``, and per device
@@ -84,6 +91,8 @@ def make_train_step(
     checks.flag("stateful", stateful)
     if of_gradient is not None:
         checks.function("of_gradient", of_gradient)
+    if on_nan is not None:
+        checks.one_of("on_nan", on_nan, ON_NAN)
 
     def step(state, batch):
         state, extra = (state[0], (state[1],)) if stateful else (state, ())
@@ -98,29 +107,52 @@ def make_train_step(
         (_, aux), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, key, *extra)
         metrics, carry = aux if stateful else (aux, None)
         if axis_name is not None:
-            grads = jax.lax.pmean(_weighted(grads, metrics, axis_name), axis_name)
-            metrics = jax.lax.psum(metrics, axis_name)
+            grads, metrics = _whole(grads, metrics, batch, axis_name)
         if of_gradient is not None:  # every device has the whole batch's: nothing is to be added up
             metrics = {**metrics, **of_gradient(grads)}
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        state = TrainState(
-            state.step + 1, optax.apply_updates(state.params, updates), opt_state, state.key
-        )
+        new = optax.apply_updates(state.params, updates), opt_state, carry
+        if on_nan is not None:
+            old = state.params, state.opt_state, extra[0] if stateful else None
+            new, metrics = _watched(on_nan, grads, old, new, metrics)
+        state = TrainState(state.step + 1, *new[:2], state.key)
         if stateful:
-            return (state, jax.lax.stop_gradient(carry)), metrics
+            return (state, jax.lax.stop_gradient(new[2])), metrics
         return state, metrics
 
     return step
 
 
-def _weighted(grads: Any, metrics: Any, axis_name: str) -> Any:
-    """This device's gradient times its share of the examples, relative to an equal share."""
+def _watched(on_nan: str, grads: Any, old: Any, new: Any, metrics: dict) -> tuple[Any, dict]:
+    """What a step leaves, and its metrics with the gradient's norm; see ``make_train_step``."""
+    norm = optax.tree.norm(grads)
+    one = jnp.ones_like(norm)
+    if on_nan == "skip":
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
+        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        metrics = jax.tree.map(lambda m: jnp.where(finite, m, jnp.zeros_like(m)), metrics)
+        metrics["skipped"] = (jnp.where(finite, 0 * one, one), one)
+    return new, {**metrics, "gradient": (norm, one)}
+
+
+def _whole(grads: Any, metrics: Any, batch: Any, axis_name: str) -> tuple[Any, Any]:
+    """The gradient and metrics of the whole batch, from every device's own.
+
+    All of it is one sum over devices, so that a step waits for the others once: XLA joins the
+    arrays into a single all-reduce where none of them depends on another one's sum.
+    """
     if not isinstance(metrics, dict) or "loss" not in metrics:
-        return grads
-    count = jnp.asarray(metrics["loss"][1], jnp.float32)
-    mean = jax.lax.pmean(count, axis_name)
-    share = count / jnp.where(mean == 0, jnp.ones_like(mean), mean)
-    return jax.tree.map(lambda g: g * share.astype(g.dtype), grads)
+        return jax.lax.pmean(grads, axis_name), jax.lax.psum(metrics, axis_name)
+    # The number of rows cancels out; with it, the share of a device without padding is exactly 1.
+    rows = max([1, *(leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf))])
+
+    def share(metrics, g):
+        return jnp.asarray(metrics["loss"][1], g.dtype) / rows
+
+    weighted = jax.tree.map(lambda g: g * share(metrics, g), grads)
+    added, metrics = jax.lax.psum((weighted, metrics), axis_name)
+    counted = metrics["loss"][1] != 0
+    return jax.tree.map(lambda g: jnp.where(counted, g / share(metrics, g), g), added), metrics
 
 
 def make_eval_step(metric_fn: Callable, *, axis_name: str | None = None) -> Callable:
@@ -261,6 +293,41 @@ def plan_epoch(
     count = len(plan["rows"])
     piece = max(n for n in range(1, min(at_most, count) + 1) if count % n == 0)
     return [{n: a[k : k + piece] for n, a in plan.items()} for k in range(0, count, piece)]
+
+
+class Tally:
+    """The sums of metrics over the steps of an epoch, as they come.
+
+    Attributes:
+      sums: {name: [sum, count]} so far, as NumPy numbers of the metrics' own types.
+    """
+
+    def __init__(self):
+        self.sums: dict[str, list[Any]] = {}
+
+    def add(self, metrics: dict[str, tuple[Any, Any]]) -> None:
+        """Adds the metrics of some steps, {name: (sums [K], counts [K])}."""
+        for name, parts in metrics.items():
+            before = self.sums.get(name, [0, 0])
+            self.sums[name] = [b + np.sum(part) for b, part in zip(before, parts, strict=True)]
+
+    def take(self) -> dict[str, tuple[Any, Any]]:
+        """The sums as metrics, {name: (sum, count)}; the next epoch starts from nothing."""
+        sums, self.sums = self.sums, {}
+        return {name: tuple(numbers) for name, numbers in sums.items()}
+
+    def progress(self) -> dict[str, list[Any]]:
+        """The sums in JSON's types, for ``restore``."""
+        return {
+            name: [[n.dtype.name, n.item()] for n in numbers] for name, numbers in self.sums.items()
+        }
+
+    def restore(self, progress: dict[str, list[Any]]) -> None:
+        """Goes on from a ``progress``, to the same bits."""
+        self.sums = {
+            name: [np.dtype(dtype).type(value) for dtype, value in numbers]
+            for name, numbers in progress.items()
+        }
 
 
 class Clock:

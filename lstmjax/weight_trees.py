@@ -4,7 +4,6 @@ A tree is a dict (or a list) of trees and arrays. Names may be flat: "a/b" and {
 the same, and so are "a.b" and {"a": {"b": …}} for PyTorch. A ":0" at the end of a name is dropped.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -88,12 +87,20 @@ def nested(found: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 def by_number(names: Iterable[str]) -> list[str]:
     """``names`` as they stand, but those that differ in their last number alone by the number."""
-    split = [(*re.fullmatch(r"(.*?)_?(\d*)", name, re.DOTALL).groups(), name) for name in names]
+    split = [(*_stem_and_number(name), name) for name in names]
     numbered: dict[str, list] = {}
     for stem, number, name in split:
-        numbered.setdefault(stem, []).append((int(number or -1), name))
+        numbered.setdefault(stem, []).append((number, name))
     queues = {stem: iter(sorted(pairs)) for stem, pairs in numbered.items()}
     return [next(queues[stem])[1] for stem, _, _ in split]
+
+
+def _stem_and_number(name: str) -> tuple[str, tuple[int, str]]:
+    """("lstm", the number 12) of "lstm_12"; numbers sort as they should, none before 0."""
+    stem = name.rstrip("0123456789")
+    digits = name[len(stem) :]
+    number = digits.lstrip("0")  # not an int: Python reads no more than 4,300 digits
+    return stem.removesuffix("_"), (len(number), number) if digits else (-1, "")
 
 
 def to_array(name: str, leaf: Any) -> jax.Array:

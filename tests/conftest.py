@@ -10,6 +10,12 @@ import oracle
 import problems
 import pytest
 
+# Compiling takes most of the time of nearly every test, running next to none: nothing is optimised
+# but what asks for it (test_optimised.py, ``problems.as_users_do``). The processes that tests start
+# inherit this. XLA reads it when it is first used; what the caller says comes last and wins.
+if problems.QUICK_FLAGS not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{problems.QUICK_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+
 # All three must be set before the first array is made. A silent promotion or broadcast is where
 # wrong numbers come from, so both are errors here.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

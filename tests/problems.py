@@ -1,6 +1,7 @@
 """Every cell with random numbers, for the tests of what all cells share."""
 
 import functools
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +14,18 @@ T, B, D, H, P = 7, 4, 3, 5, 2
 NAMES = ["lstm", "rnn", "gru"]
 
 # Compiler options: in most tests compiling takes nearly all the time, and running none.
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_parallel_codegen_split_count": 1}
+OPTIMISED = {"xla_backend_optimization_level": 3}
 if jax.__version_info__ < (0, 11):  # later ones do not know it; it compiles three times as fast
     QUICK["xla_cpu_use_fusion_emitters"] = False
+    OPTIMISED["xla_cpu_use_fusion_emitters"] = True
+QUICK_FLAGS = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+
+
+def as_users_do():
+    """The environment of a process in which XLA optimises, as it does by default."""
+    flags = os.environ.get("XLA_FLAGS", "").replace(QUICK_FLAGS, "").strip()
+    return {**os.environ, "XLA_FLAGS": flags}
 
 
 class Problem(NamedTuple):

@@ -161,8 +161,8 @@ def damage_files(served, damage):
         ("mnist", "count", "not N images"),
         ("mnist", "size", "not N images"),
         ("mnist", "label", "cannot prepare mnist"),
-        ("imdb_reviews", "no archive", "cannot prepare imdb_reviews"),
-        ("imdb_reviews", "half archive", "cannot prepare imdb_reviews"),
+        ("imdb_reviews", "no archive", "is no archive of reviews"),
+        ("imdb_reviews", "half archive", "is no archive of reviews"),
         ("imdb_reviews", "other archive", "cannot prepare imdb_reviews"),
     ],
 )

@@ -173,4 +173,5 @@ def test_only_diagnostics_may_stand_in_groups():
     ]  # fmt: skip
     assert not any(problem.startswith("metrics") for problem in validate(record))
     for metrics in wrong:
-        assert any(problem.startswith("metrics: got") for problem in validate({"metrics": metrics}))
+        problems = [p for p in validate({"metrics": metrics}) if p.startswith("metrics")]
+        assert len(problems) == 1 and ": got " in problems[0]

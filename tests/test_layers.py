@@ -11,18 +11,23 @@ PACKAGE = ROOT / "lstmjax"
 # From top to bottom: a module imports from the lines below its own, never from its own line or from
 # above. A new file of lstmjax has to be given its place here.
 LAYERS = (
-    {"results", "scores"},
-    {"diagnose"},
+    {"lane_classifiers", "lane_series", "results"},
+    {"lane_runs", "scores", "verify"},
+    {"keeper"},
+    {"compare", "diagnose", "distributed", "lanes", "reviewer"},
     {"checkpoint", "cli", "diagnostic_plots", "flow_plots", "tables", "truncation_plots"},
     {"flow_tables", "long_lag_plots", "long_lag_tables", "truncation_tables"},
-    {"seeds"},
-    {"data", "diagnostics", "models", "nnx", "parallel", "plots", "records"},
+    {"soak_plots", "soak_tables"},
+    {"reproducible", "seeds"},
+    {"diagnostics", "models", "nnx", "parallel", "plots", "records"},
     {"timing_plots", "timing_tables"},
     {"linen", "updates"},
     {"train"},
     {"gates", "interop", "losses", "optim", "precision", "provenance", "schema", "timings"},
     {"gpu_tables", "peer_tables"},
     {"keras_files", "layouts", "variants"},
+    {"hdf5"},
+    {"data"},
     {"cells", "streaming"},
     {"gru", "lstm", "rnn"},
     {"gated"},
@@ -32,7 +37,7 @@ LAYERS = (
     {"recurrence"},
     {"bptt", "dropout", "initializers", "weight_trees"},
     {"tangents"},
-    {"checks"},
+    {"checks", "last_words"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CORE = set().union(*LAYERS[LEVEL["lstm"] :])

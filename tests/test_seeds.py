@@ -137,6 +137,51 @@ def test_seeds_of_a_record():
     assert seeds.seeds_of({"seed": 3, "config": {}}) == [3] == seeds.seeds_of({"seed": 3})
 
 
+def test_one_record_of_many_seeds_and_back():
+    runs = [
+        {"mse": 0.5, "test_loss": 2.0, "mse_epochs": [0.75, 0.5], "skipped": 0},
+        {"mse": 0.25, "test_loss": math.inf, "mse_epochs": [0.5, 0.25], "skipped": 3},
+        {"mse": 1.5, "test_loss": 1.0, "mse_epochs": [2.0, 1.5], "skipped": 0},
+    ]
+    own = [9, 10, 11]
+    metrics = seeds.together(runs, own)
+    assert metrics["mse"] == [0.5, 0.25, 1.5] and metrics["mse_epochs_seed10"] == [0.5, 0.25]
+    assert metrics["mse_mean"] == 0.75 and metrics["skipped_mean"] == 1.0
+    assert metrics["mse_std"] == pytest.approx(math.sqrt(0.875 / 2), rel=1e-12)
+    half = 4.302652730 * metrics["mse_std"] / math.sqrt(3)
+    assert metrics["mse_ci95"] == pytest.approx(half, rel=1e-8)
+    assert metrics["test_loss_mean"] == math.inf and math.isnan(metrics["test_loss_ci95"])
+    assert {type(v) for k, v in metrics.items() if k.endswith(("_mean", "_std", "_ci95"))} == {
+        float
+    }
+
+    seconds = {"compile": 3.0, "train": 30.0, "eval": 0.0}
+    record = {"seed": 9, "config": {"seeds": 3, "cell": "gru"}, "metrics": metrics, "x": 1}
+    parts = seeds.apart({**record, "seconds": seconds})
+    assert [part["metrics"] for part in parts] == runs
+    for part, seed in zip(parts, own, strict=True):
+        assert seeds.seeds_of(part) == [seed] and part["config"]["cell"] == "gru"
+        assert part["seconds"] == {"compile": 1.0, "train": 10.0, "eval": 0.0}
+        assert part["x"] == 1 and part["together"] == 3
+
+
+def test_what_a_sweep_says_is_no_seeds_number():
+    metrics = seeds.together([{"mse": 1.0}, {"mse": 3.0}], [10, 11])
+    swept = {"sweep_lr": [0.1, 0.2], "sweep_mse_mean": [2.0, 5.0], "sweep_mse_ci95": [0.1, 0.2]}
+    record = {"seed": 10, "config": {"seeds": 2}, "metrics": metrics | swept, "seconds": {}}
+    assert [part["metrics"] for part in seeds.apart(record)] == [{"mse": 1.0}, {"mse": 3.0}]
+
+
+def test_a_record_of_one_seed_stays_as_it_is():
+    one = {"seed": 3, "config": {}, "metrics": {"mse": 1.0}}
+    assert seeds.apart(one) == [one]
+    alone = seeds.together([{"mse": 1.0, "curve": [1.0]}], [3])
+    assert alone["mse"] == [1.0] and alone["curve_seed3"] == [1.0]
+    assert math.isnan(alone["mse_std"]) and math.isnan(alone["mse_ci95"])
+    several = {"seed": 3, "config": {"seeds": 2}, "metrics": {"lstm_loss": [1.0, 2.0]}}
+    assert seeds.apart(several) == [several]  # of another form, as those of long_lag
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -29,13 +29,15 @@ FOUND = {
         "megabytes_last": 812.9,
         "megabytes_an_hour": 0.84,
         "step_ms": [26.34, 27.0, 25.11],
+        "step_cpu_ms": [50.12, 50.0, 49.96],
     },
 }
 LINES = {
     "kill": "50 kills, 25 of them while saving: 6 of 7 runs ended bit for bit as the undisturbed "
     "one; a kill cost 11.3 logged steps, 24 at most",
     "load": "60 minutes, 123,456 steps: memory 811 MB in the first tenth of the time and 813 MB in "
-    "the last, +0.8 MB an hour over the last three quarters; a step took 26.3 ms and 25.1 ms",
+    "the last, +0.8 MB an hour over the last three quarters; a step took 26.3 ms and 25.1 ms by "
+    "the clock, 50.1 ms and 50.0 ms of processor time",
 }
 
 
@@ -47,9 +49,10 @@ def test_the_line(mode):
 def test_the_figure_shows_what_was_measured():
     minutes, memory = np.linspace(0, 60, 40), np.linspace(800, 810, 40)
     edges, step_ms = np.linspace(0, 60, 4), np.array([20.0, 30.0, 25.0])
-    upper, lower = soak_plots.load(minutes, memory, edges, step_ms).axes
+    upper, lower = soak_plots.load(minutes, memory, edges, step_ms, 2 * step_ms).axes
     np.testing.assert_array_equal(upper.lines[0].get_xydata(), np.stack([minutes, memory], 1))
     np.testing.assert_array_equal(lower.patches[0].get_data().values, step_ms)
+    np.testing.assert_array_equal(lower.patches[1].get_data().values, 2 * step_ms)
     assert upper.get_ylim()[0] == lower.get_ylim()[0] == 0
     assert "(MB)" in upper.get_ylabel() and "(ms)" in lower.get_ylabel()
 
@@ -81,4 +84,5 @@ def test_watched_under_load(tmp_path):
     found = soak(tmp_path / "run", *flags, "--devices", "1")
     assert 100 < found["megabytes_first"] < 5000 and found["steps"] > 0
     assert len(found["minutes"]) == len(found["megabytes"]) and len(found["step_ms"]) == 10
+    assert min(found["step_cpu_ms"]) >= 0 and np.sum(found["step_cpu_ms"]) > 0
     assert (tmp_path / "run" / "load.png").exists()

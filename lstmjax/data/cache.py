@@ -1,7 +1,7 @@
 """Arrays that took seconds to make, kept as .npz: a convenience, never a condition.
 
-A cache that cannot be written is done without; a file that does not hash to what it says is made
-again. Files are named by the hash of what they were made from.
+A cache that cannot be written is done without; a file that does not hash to what it says, or does
+not hold what it should, is made again. Files are named by the hash of what they were made from.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lstmjax.data import files
 from lstmjax.data.dataset import content_sha256
 
 Arrays = dict[str, np.ndarray]
@@ -23,7 +24,11 @@ def folder(cache_dir: str | os.PathLike | None = None) -> Path:
 
 
 def cached(
-    kind: str, key: str, make: Callable[[], Arrays], cache_dir: str | os.PathLike | None = None
+    kind: str,
+    key: str,
+    make: Callable[[], Arrays],
+    cache_dir: str | os.PathLike | None = None,
+    fits: Callable[[Arrays], bool] = lambda arrays: True,
 ) -> Arrays:
     """The arrays of `make()`, from the cache where they are there and whole.
 
@@ -32,23 +37,25 @@ def cached(
       key: hash of everything the arrays are made from.
       make: makes the arrays; called only when the cache has none.
       cache_dir: see `folder`.
+      fits: whether arrays are such as `make` could have made: a file's hash says that it is whole,
+        not who wrote it.
     """
     path = folder(cache_dir) / f"{kind}-{key[:24]}.npz"
-    arrays = _read(path, key)
+    arrays = _read(path, key, fits)
     if arrays is None:
         arrays = make()
         _write(path, key, arrays)
     return arrays
 
 
-def _read(path: Path, key: str) -> Arrays | None:
+def _read(path: Path, key: str, fits: Callable[[Arrays], bool]) -> Arrays | None:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
+        arrays = files.read_arrays(path)
         sha256 = str(arrays.pop("sha256"))
+        whole = sha256 == content_sha256({key: arrays}) and fits(arrays)
     except Exception:  # whatever a damaged file raises, the answer is to make it again
         return None
-    return arrays if sha256 == content_sha256({key: arrays}) else None
+    return arrays if whole else None
 
 
 def _write(path: Path, key: str, arrays: Arrays) -> None:

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lstmjax.data import files
 from lstmjax.data.dataset import DataError, Dataset, check_int, make_dataset
 
 NOUNS = ("cat", "dog", "owl", "goat")
@@ -28,6 +29,7 @@ PLACES = ("by mill", "in wood", "on hill", "at gate")
 VERBS = ("sing", "sleep", "sit", "jump")
 MOST_PLACES = 2
 NAME = "agreement_sentences"
+TEXT_BYTES = 2**30  # of a file: enwik9 has 10⁹
 
 
 class Sentences(NamedTuple):
@@ -90,7 +92,7 @@ def load(
     """A text as ids, to train on and to test on.
 
     Args:
-      path: a text file in UTF-8; None for generated sentences.
+      path: a text file in UTF-8 of at most `TEXT_BYTES`; None for generated sentences.
       length: characters of generated sentences to train on, >= 1; of a file all are used.
       test_length: characters to test on, >= 1: as many more sentences, or the end of the file,
         but no more than a tenth of it.
@@ -149,8 +151,9 @@ def _characters(*texts: str) -> tuple[str, ...]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        text = files.read_bytes(path, TEXT_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is no text in UTF-8: {error.reason}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {files.reason(error)}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")

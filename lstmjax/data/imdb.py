@@ -57,7 +57,7 @@ def load(
         name, origin = prepared.FULL_NAMES["imdb_reviews"], "tfds"
         content = prepared.fingerprint("imdb_reviews", folder)
     key = hashlib.sha256(f"{text.VERSION}\n{name}\n{content}".encode()).hexdigest()
-    stored = cache.cached("reviews", key, lambda: _tokenise(folder), cache_dir)
+    stored = cache.cached("reviews", key, lambda: _tokenise(folder), cache_dir, _fits)
 
     vocabulary = stored["vocabulary"].tobytes().decode().split("\n")[: num_words - text.INDEX_FROM]
     whole = {}
@@ -71,7 +71,7 @@ def load(
             truncating=truncating,
         )
         whole[split]["label"] = stored[f"{split}_label"]
-    train, validation = _hold_out(whole["train"], validation_size, seed)
+    train, validation = hold_out(whole["train"], validation_size, seed)
     splits = {"train": train, "validation": validation, "test": whole["test"]}
     return make_dataset(name, origin, splits, vocabulary)
 
@@ -121,8 +121,26 @@ def _tokenise(folder) -> cache.Arrays:
     return arrays
 
 
-def _hold_out(train: dict, size: int, seed: int) -> tuple[dict, dict]:
-    """`train` without, and only, `size` rows chosen by `seed`; both in the order of `train`."""
+def _fits(arrays: cache.Arrays) -> bool:
+    """Whether these are arrays as `_tokenise` makes them."""
+    vocabulary = arrays["vocabulary"]
+    words = vocabulary.tobytes().decode().split("\n")
+    good = len(arrays) == 7 and vocabulary.dtype == np.uint8 and words[0] == text.UNUSED
+    for split in prepared.SPLITS:
+        ids, offsets, label = (arrays[f"{split}_{name}"] for name in ("ids", "offsets", "label"))
+        good = good and (ids.dtype, offsets.dtype, label.dtype) == (np.int32, np.int64, np.int32)
+        good = good and ids.ndim == label.ndim == 1 and offsets.shape == (len(label) + 1,)
+        good = good and len(label) > 0 and set(label.tolist()) <= {0, 1}
+        good = good and (offsets[0], offsets[-1]) == (0, len(ids)) and (np.diff(offsets) > 0).all()
+        good = good and text.START <= ids.min() and ids.max() < len(words) + text.INDEX_FROM
+    return bool(good)
+
+
+def hold_out(train: dict, size: int, seed: int) -> tuple[dict, dict]:
+    """`train` without, and only, `size` rows chosen by `seed`; both in the order of `train`.
+
+    `train` is a dict of [N, ...] arrays, "label" among them; ValueError where `size` is not below N.
+    """
     count = len(train["label"])
     check_int("validation_size", size, 0, count - 1)
     held_out = np.zeros(count, bool)

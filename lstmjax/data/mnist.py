@@ -72,10 +72,14 @@ def _load_images(source: str, cache_dir) -> tuple[str, str, cache.Arrays]:
     if folder is None:
         glyphs = offline.glyphs()
         key = offline.digits_key(glyphs)
-        stored = cache.cached("digits", key, lambda: _flatten(offline.digits(glyphs)), cache_dir)
+        stored = cache.cached(
+            "digits", key, lambda: _flatten(offline.digits(glyphs)), cache_dir, _fits
+        )
         return "offline_digits", "offline", stored
     key = hashlib.sha256(b"images 1\n" + prepared.fingerprint("mnist", folder).encode()).hexdigest()
-    stored = cache.cached("mnist", key, lambda: _flatten(prepared.read_digits(folder)), cache_dir)
+    stored = cache.cached(
+        "mnist", key, lambda: _flatten(prepared.read_digits(folder)), cache_dir, _fits
+    )
     return "mnist", "tfds", stored
 
 
@@ -84,6 +88,17 @@ def _flatten(splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> cache.Arrays:
     for split, (images, labels) in splits.items():
         arrays |= {f"{split}_image": images, f"{split}_label": labels}
     return arrays
+
+
+def _fits(arrays: cache.Arrays) -> bool:
+    """Whether these are arrays as `_flatten` makes them."""
+    good = len(arrays) == 4
+    for split in prepared.SPLITS:
+        images, labels = arrays[f"{split}_image"], arrays[f"{split}_label"]
+        good = good and (images.dtype, labels.dtype) == (np.uint8, np.int32)
+        good = good and labels.ndim == 1 and images.shape == (len(labels), 28, 28)
+        good = good and len(labels) > 0 and set(labels.tolist()) <= set(range(10))
+    return bool(good)
 
 
 def _lay_out(images: np.ndarray, layout: str, permutation_name: str | None) -> np.ndarray:

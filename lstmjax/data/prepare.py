@@ -14,6 +14,8 @@ import contextlib
 import errno
 import gzip
 import io
+import itertools
+import math
 import os
 import shutil
 import socket
@@ -25,6 +27,7 @@ import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +45,11 @@ MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 REVIEWS_URL = "http://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
 
 _CONNECT_SECONDS = 4.0
+
+# Bounds on what is unpacked. The longest review takes 14 kB, the archive holds 100,000 of them; the
+# largest of the idx files takes 47 MB.
+REVIEW_BYTES, ARCHIVE_BYTES, ARCHIVE_MEMBERS, HEADER_BYTES = 2**20, 2**30, 2**18, 2**16
+IDX_BYTES = 2**26
 
 
 def prepare(
@@ -151,12 +159,71 @@ def _reviews_builder() -> type:
     return Reviews
 
 
-def _members(path: os.PathLike) -> Iterator[tuple[str, io.BufferedIOBase]]:
-    """(name, open file) of every file in a .tar.gz, in one pass."""
-    with tarfile.open(path, "r|gz") as archive:
-        for member in archive:
-            if member.isfile():
-                yield member.name, archive.extractfile(member)
+def _members(path: str | os.PathLike) -> Iterator[tuple[str, io.BytesIO]]:
+    """(name, content) of every text file in a .tar.gz, in one pass; nothing is written to disk.
+
+    Raises:
+      DataError: a file that is no .tar.gz or is damaged; members that are neither files nor
+        folders, have absolute names or names with "..", or are more or larger than the bounds above
+        allow.
+    """
+    try:
+        with gzip.open(path) as packed:
+            archive = tarfile.open(fileobj=_Bounded(packed), mode="r|", tarinfo=_Member)
+            for count in itertools.count():
+                member = archive.next()
+                archive.members.clear()  # it would keep them all
+                if member is None:
+                    break
+                member.check(count)
+                if member.isfile() and member.name.endswith(".txt"):
+                    if member.size > REVIEW_BYTES:
+                        raise ValueError(f"{member.name} takes {member.size:,} bytes")
+                    yield member.name, io.BytesIO(archive.extractfile(member).read())
+    except Exception as error:  # tarfile, gzip and zlib raise half a dozen kinds
+        raise DataError(
+            f"{os.fspath(path)} is no archive of reviews ({one_line(error)}); download it again"
+        ) from error
+
+
+class _Member(tarfile.TarInfo):
+    """A header of an archive that is looked at before tarfile acts on it."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        describes = member.type in (
+            tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+            tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+        )  # fmt: skip
+        if describes and member.size > HEADER_BYTES:  # tarfile reads it into memory
+            raise ValueError(f"a header of {member.size:,} bytes")
+        return member
+
+    def check(self, count: int) -> None:
+        """Raises ValueError for a member that has no place in an archive of reviews."""
+        if count >= ARCHIVE_MEMBERS:
+            raise ValueError(f"it has more than {ARCHIVE_MEMBERS:,} members")
+        if self.name.startswith("/") or ".." in self.name.split("/"):
+            raise ValueError(f"{self.name} lies outside of it")
+        if not (self.isdir() or self.type in (tarfile.REGTYPE, tarfile.AREGTYPE)):
+            raise ValueError(f"{self.name} is neither a file nor a folder")
+        if self.size < 0:
+            raise ValueError(f"{self.name} takes {self.size:,} bytes")
+
+
+class _Bounded:
+    """A file that ends with an error where it has given `ARCHIVE_BYTES`."""
+
+    def __init__(self, file: Any):
+        self._file, self._left = file, ARCHIVE_BYTES
+
+    def read(self, size: int) -> bytes:
+        content = self._file.read(size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise ValueError(f"it unpacks to more than {ARCHIVE_BYTES:,} bytes")
+        return content
 
 
 def _png(image: np.ndarray) -> io.BytesIO:
@@ -172,20 +239,25 @@ def _png(image: np.ndarray) -> io.BytesIO:
 def read_idx(path: str | os.PathLike) -> np.ndarray:
     """Read a gzipped idx file of bytes, the format of the original MNIST files; uint8, any rank.
 
-    Two zero bytes, 8 for "unsigned byte", the rank, each size as a big-endian int32, the data.
+    Two zero bytes, 8 for "unsigned byte", the rank, each size as a big-endian int32, the data, of
+    at most `IDX_BYTES`.
 
     Raises:
-      DataError: a file that is truncated, no gzip file, or no such idx file.
+      DataError: a file that is truncated, no gzip file, no such idx file, or a larger one.
     """
     try:
         with gzip.open(path) as file:
-            content = file.read()
-        rank = content[3]
-        if content[:3] != b"\0\0\x08" or rank < 1:
-            raise ValueError("it does not begin like an idx file of bytes")
-        shape = tuple(int(size) for size in np.frombuffer(content, ">i4", rank, offset=4))
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+            start = file.read(4)
+            if len(start) < 4 or start[:3] != b"\0\0\x08" or start[3] < 1:
+                raise ValueError("it does not begin like an idx file of bytes")
+            sizes = file.read(4 * start[3])
+            shape = tuple(int(size) for size in np.frombuffer(sizes, ">i4"))
+            count = math.prod(shape)
+            if len(shape) != start[3] or min(shape) < 0 or count > IDX_BYTES:
+                raise ValueError(f"its sizes are {shape}, expected at most {IDX_BYTES:,} bytes")
+            content = file.read(count + 1)
+        return np.frombuffer(content, np.uint8).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
             f"{os.fspath(path)} is no whole idx file ({one_line(error)}); download it again"
         ) from error

@@ -5,13 +5,13 @@
 
 import hashlib
 import io
-import json
 import os
 import re
 from pathlib import Path
 
 import numpy as np
 
+from lstmjax.data import files, shards
 from lstmjax.data.dataset import SOURCES, DataError, DownloadError, check_choice, one_line
 
 FULL_NAMES = {"imdb_reviews": "imdb_reviews/plain_text", "mnist": "mnist"}
@@ -85,7 +85,7 @@ def find(name: str, data_dir: str | os.PathLike | None = None) -> Path | None:
 
 def _check_format(name: str, folder: Path) -> None:
     try:
-        info = json.loads((folder / "dataset_info.json").read_text(encoding="utf-8"))
+        info = files.read_json(folder / "dataset_info.json")
         file_format = info.get("fileFormat", "tfrecord")  # TFDS named no format before it had two
         missing = [split for split in SPLITS if not _shards(folder, split)]
     except (OSError, ValueError, AttributeError) as error:
@@ -101,7 +101,8 @@ def _check_format(name: str, folder: Path) -> None:
 
 
 def _shards(folder: Path, split: str) -> list[Path]:
-    return sorted(folder.glob(f"*-{split}.array_record-*"))
+    found = folder.glob(f"*-{split}.array_record-*")
+    return sorted(path for path in found if path.is_file())
 
 
 def _damaged(name: str, folder: Path, what: str) -> DataError:
@@ -129,7 +130,7 @@ def read_reviews(folder: Path) -> dict[str, tuple[list[str], np.ndarray]]:
     splits = {}
     for split, examples in _read("imdb_reviews", folder, {}).items():
         texts = [example["text"].decode("utf-8", errors="replace") for example in examples]
-        splits[split] = texts, np.array([example["label"] for example in examples], np.int32)
+        splits[split] = texts, _labels("imdb_reviews", folder, examples, 2)
     return splits
 
 
@@ -145,17 +146,27 @@ def read_digits(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         try:
             for image, example in zip(images, examples, strict=True):
                 image[...] = _decode_png(example["image"])
-        except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: PIL's word for bad PNG
+        except Exception as error:  # PIL says SyntaxError of a bad PNG, and what else zlib says
             raise _damaged("mnist", folder, one_line(error)) from error
-        splits[split] = images, np.array([example["label"] for example in examples], np.int32)
+        splits[split] = images, _labels("mnist", folder, examples, 10)
     return splits
 
 
 def _decode_png(png: bytes) -> np.ndarray:
     from PIL import Image
 
-    with Image.open(io.BytesIO(png)) as image:
+    with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+        if (image.size, image.mode) != ((28, 28), "L"):  # looked at before anything is decoded
+            raise ValueError(f"an image of {image.size} {image.mode}, expected 28 × 28 in grey")
         return np.asarray(image)
+
+
+def _labels(name: str, folder: Path, examples: list[dict], classes: int) -> np.ndarray:
+    """int32 `[N]`, each in [0, classes)."""
+    labels = np.array([example["label"] for example in examples], np.int64)
+    if len(labels) == 0 or labels.min() < 0 or labels.max() >= classes:
+        raise _damaged(name, folder, f"no examples, or labels that are not 0 to {classes - 1}")
+    return labels.astype(np.int32)
 
 
 def _read(name: str, folder: Path, decoders: dict) -> dict[str, list[dict]]:
@@ -163,6 +174,10 @@ def _read(name: str, folder: Path, decoders: dict) -> dict[str, list[dict]]:
     import tensorflow_datasets as tfds
 
     try:
+        shards.check_features(name, folder)
+        info = files.read_json(folder / "dataset_info.json")
+        for split in SPLITS:
+            shards.check_split(name, split, info, _shards(folder, split))
         builder = tfds.builder_from_directory(folder)
         splits = {}
         for split in SPLITS:

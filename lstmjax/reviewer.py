@@ -1,0 +1,154 @@
+"""What a trained run thinks of a review: the folder of a run, and a text, of any content."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import tyro
+
+from lstmjax import checkpoint, cli
+from lstmjax.data import files, imdb, long_text, text
+from lstmjax.records import RunError
+
+VOCABULARY_BYTES = 2**26
+MOST_TOKENS = 100_000  # of a review; a run with more of them would take minutes for one answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    text: tyro.conf.Positional[str] = ""
+    """The review, in quotes; - reads it from standard input."""
+    run: str | None = None
+    """Folder of a finished run; the newest one under runs/ when not given."""
+
+
+class Trained(NamedTuple):
+    """A finished run.
+
+    Attributes:
+      folder: where it lies.
+      settings: its configuration.
+      vocabulary: its words, as in ``Dataset``.
+      model: the module.
+      params: the trained parameters.
+    """
+
+    folder: Path
+    settings: Any
+    vocabulary: list[str]
+    model: Any
+    params: dict[str, Any]
+
+
+def predict(asked: Predict, config_class: type, check: Callable, make_model: Callable) -> None:
+    """Prints what a trained run thinks of a text.
+
+    A run knows the texts that it was trained on: whole reviews, cut to so many words. A text of a
+    few words is mostly padding to it (unless it was trained with --mask), and its answer is worth
+    little; so is that to words which it does not know. Text of any length and content will do:
+    bytes that are no UTF-8 count as unknown characters.
+    """
+    if not asked.text.strip():
+        raise ValueError("got no text, expected a review in quotes")
+    trained = read(_folder(asked.run), config_class, check, make_model)
+    if asked.text == "-":
+        pieces = long_text.decoded(sys.stdin.buffer)
+    else:  # what a command line holds besides UTF-8 are half characters to Python
+        pieces = [asked.text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")]
+    positive, known, words = probability(trained, pieces)
+    word = "positive" if positive > 0.5 else "negative"
+    few = "" if known == words else f", {known} of {words} words known"
+    print(f"{word}: probability of a positive review {positive:.3f} (run {trained.folder}{few})")
+
+
+def _folder(run: str | None) -> Path:
+    """The folder that was asked for, or the newest one."""
+    found = Path("runs").glob("imdb-*/params.safetensors")
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    if run is None and newest is None:
+        raise RunError("--run: there is no finished run under runs/, train one first or name one")
+    folder = Path(run) if run else newest.parent
+    if not (folder / "record.json").exists():
+        raise RunError(f"--run: got {folder}, expected the folder of a finished run")
+    return folder
+
+
+def read(folder: Path, config_class: type, check: Callable, make_model: Callable) -> Trained:
+    """Reads a run's folder, whatever is in it.
+
+    Args:
+      folder: of the run.
+      config_class: the dataclass of its settings.
+      check: raises ValueError for settings that cannot be used.
+      make_model: the module of some settings.
+
+    Returns:
+      The run.
+
+    Raises:
+      RunError: a file cannot be read, is damaged, or does not fit the others.
+    """
+    settings = cli.stored_config(config_class, folder, "run")
+    weights = checkpoint.read_arrays(folder / "params.safetensors")
+    # What a model takes is what its weights take: no larger one is begun.
+    room = sum(array.size for array in weights.values())
+    bounds = {"hidden_size": room, "embedding_size": room, "vocabulary_size": room}
+    bounds |= {"num_layers": len(weights), "max_length": MOST_TOKENS}
+    for name, most in bounds.items():
+        if getattr(settings, name) > most:
+            got = f"{name} is {getattr(settings, name)}, expected at most {most}"
+            raise RunError(f"--run: {folder}/config.json does not fit: {got}")
+    try:
+        check(settings)
+        # One text, forwards: by the plain method, which every machine has.
+        settings = dataclasses.replace(settings, method="fused", unroll=1)
+        model = make_model(settings)
+        ids = jax.ShapeDtypeStruct((1, settings.max_length), "int32")
+        like = jax.eval_shape(lambda key, ids: model.init(key, ids), jax.random.key(0), ids)
+        vocabulary = files.read_bytes(folder / "vocabulary.txt", VOCABULARY_BYTES).decode()
+    except OSError as error:
+        raise RunError(f"--run: cannot read {error.filename}: {error.strerror}") from error
+    except ValueError as error:
+        raise RunError(f"--run: {folder} is damaged: {files.reason(error)}") from error
+    params = checkpoint.load_params(folder / "params.safetensors", like["params"])
+    return Trained(folder, settings, vocabulary.split("\n"), model, params)
+
+
+def probability(trained: Trained, pieces: Iterable[str]) -> tuple[float, int, int]:
+    """How probable it is that a review is positive.
+
+    Args:
+      trained: the run.
+      pieces: the text, as ``long_text.words_at_end`` takes it.
+
+    Returns:
+      (the probability, how many of the words that were looked at are known, how many they are).
+
+    Raises:
+      ValueError: there is no word in the text.
+      RunError: the answer is no number.
+    """
+    settings = trained.settings
+    length, truncating = settings.max_length, settings.truncating
+    words = long_text.words_at_end(pieces, length, truncating)
+    if not words:
+        raise ValueError("text: got no word, expected a review")
+    ids = imdb.encode(
+        [" ".join(words)],
+        trained.vocabulary,
+        num_words=settings.vocabulary_size,
+        max_length=length,
+        padding=settings.padding,
+        truncating=truncating,
+    )["ids"]
+    mask = ids != text.PADDING if settings.mask else None
+    logit = float(trained.model.apply({"params": trained.params}, ids, mask=mask)[1][0, 0])
+    if not math.isfinite(logit):
+        raise RunError(f"--run: {trained.folder} is damaged: its weights give no number")
+    looked_at = int(((ids != text.PADDING) & (ids != text.START)).sum())
+    known = int((ids > text.INDEX_FROM).sum())
+    return (1 + math.tanh(logit / 2)) / 2, known, looked_at
