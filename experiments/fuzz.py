@@ -109,6 +109,8 @@ class Worker:
         path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
         variables = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "2"}
         variables["MALLOC_MMAP_THRESHOLD_"] = "131072"  # what is freed is given back at once
+        if os.path.isdir("/dev/shm"):  # folders that live for milliseconds
+            variables["TMPDIR"] = "/dev/shm"
         self.process = subprocess.Popen(
             asked,
             stdout=subprocess.PIPE,

@@ -39,7 +39,7 @@ from lstmjax.train import Clock
 Metrics = dict[str, float | list[float]]
 Result = tuple[Dataset, Metrics]
 FORECAST_STEPS = 50
-NOT_INVOLVED = ("jax", "jaxlib", "flax", "optax")  # they have no part in these numbers
+NOT_INVOLVED = ("jax", "jaxlib", "flax", "optax", "driver")  # they have no part in these numbers
 
 
 @dataclass(frozen=True)

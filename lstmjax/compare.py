@@ -131,7 +131,10 @@ def _distance(x: Any, y: Any, timed: bool) -> tuple[float | None, float | None]:
 def number(value: Any) -> float | None:
     """A record's number, of which "nan", "inf" and "-inf" are three; None for anything else."""
     known = type(value) in (int, float) or value in ("nan", "inf", "-inf")
-    return float(value) if known else None
+    try:
+        return float(value) if known else None
+    except OverflowError:  # JSON's integers have no end
+        return None
 
 
 # ---- in words -----------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def losses(record: Mapping[str, Any], count: int | None = None) -> dict[str, flo
       ConfigError: it has not so many, or none at all; ``count`` is below 1.
     """
     first, metrics, held = record.get("first_steps"), record["metrics"], {}
+    epochs = record["config"].get("epochs")
     if first is not None:
         if len(first["steps"]) != len(first["loss"]):
             raise ConfigError("first_steps: got lists of different lengths, expected equal ones")
@@ -112,12 +113,13 @@ def losses(record: Mapping[str, Any], count: int | None = None) -> dict[str, flo
     elif "mse_first" in metrics:
         held = {"mse of step 0": number(metrics["mse_first"])}
     elif "train_mse" in metrics:
-        held = {f"train_mse of epoch {record['config']['epochs']}": number(metrics["train_mse"])}
+        held = {f"train_mse of epoch {epochs}": number(metrics["train_mse"])}
     else:
         for name in ("train_loss", "validation_loss"):
-            values = metrics.get(f"{name}_epochs", [])
-            if len(values) == record["config"].get("epochs"):
+            values = metrics.get(f"{name}_epochs")
+            if isinstance(values, list) and len(values) == epochs:
                 held[f"{name} of epoch 1"] = number(values[0])
+    held = {name: value for name, value in held.items() if value is not None}
     if not held:
         raise ConfigError("the record holds no loss that could be compared")
     if count is not None and not 1 <= count <= len(held):

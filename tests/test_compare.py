@@ -85,6 +85,7 @@ def test_swapped_records_differ_in_the_same_places(record):
         ([1.0, 2.0], [1.0], None, None),
         ([1.0, "x"], [1.0, "y"], None, None),
         (1.0, "x", None, None),
+        (1, 10**400, None, None),
         (True, False, None, None),
         (1, None, None, None),
     ],

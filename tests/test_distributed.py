@@ -24,11 +24,11 @@ from lstmjax import distributed, last_words
 from lstmjax.cli import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 240  # seconds, for a machine that has other things to do
-SIN = "sin --updates 300 --batch-size 6 --num-steps 5 --frame-every 2 --devices 4"
+PATIENCE = 400  # seconds, for a machine that has other things to do
+SIN = "sin --updates 300 --batch-size 6 --num-steps 5 --frame-every 5 --devices 4"
 IMDB = (
     "imdb --data offline --limit 90 --validation-size 30 --vocabulary-size 60 --max-length 8 "
-    "--embedding-size 5 --hidden-size 4 --batch-size 16 --epochs 150 --devices 2"
+    "--embedding-size 5 --hidden-size 4 --batch-size 16 --epochs 100 --devices 2"
 )
 # Processes that wait for each other again and again, or end in the way that they are told.
 SCRIPT = """
@@ -179,7 +179,7 @@ def test_a_signal_to_one_stops_all_and_more_of_them_go_on(launch, tmp_path):
     """Two processes with two devices each, then four with one each, found by SLURM's variables."""
     out, alone = tmp_path / "out", tmp_path / "alone"
     reference = launch(f"{SIN} --out {alone}", 1)[0]
-    pair = launch(f"{SIN} --save-every 4 --out {out}", 2)
+    pair = launch(f"{SIN} --save-every 5 --out {out}", 2)
     until(lambda: any(name.name.isdigit() for name in (out / "checkpoints").glob("*")))
     pair[1].send_signal(signal.SIGTERM)
     (code, _, err), (other, _, own) = map(ended, pair)

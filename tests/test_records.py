@@ -138,6 +138,15 @@ def test_the_schema_is_one_and_uses_known_keywords_only():
         schemas += one.get("anyOf", [])
 
 
+def test_the_documentation_names_every_key():
+    text = (ROOT / "docs" / "reproducibility.md").read_text(encoding="utf-8")
+    keys = schema.SCHEMA["properties"]
+    missing = [k for k in (*keys, *keys["environment"]["properties"]) if f"`{k}`" not in text]
+    assert missing == []
+    sources = ", ".join(f"`{source}`" for source in schema.SOURCES)
+    assert f"source ({sources})" in text and "draft 2020-12" in text
+
+
 @pytest.mark.parametrize("file", COMMITTED, ids=lambda file: file.stem)
 def test_committed_records_are_valid(file):
     record = json.loads(file.read_text(encoding="utf-8"))

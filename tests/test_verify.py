@@ -221,8 +221,10 @@ def test_a_record_without_any_loss_is_refused(record):
     del record["first_steps"]
     record["metrics"] = {"accuracy": 0.5, "train_loss_epochs": [1.0, 2.0]}
     record["config"]["epochs"] = 3  # the list is not one value for each epoch
-    with pytest.raises(ConfigError, match="the record holds no loss that could be compared"):
-        verify.losses(record)
+    others = [{"train_loss_epochs": 1.0}, {"mse_first": [1.0]}, {"train_mse": 10**400}]
+    for metrics in (record["metrics"], *others):
+        with pytest.raises(ConfigError, match="the record holds no loss that could be compared"):
+            verify.losses(record | {"metrics": metrics})
 
 
 def test_logged_numbers_are_found_by_step_and_by_epoch():

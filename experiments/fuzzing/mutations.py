@@ -4,6 +4,7 @@ Everything comes from one `random.Random`, so that an input can be made again fr
 """
 
 import contextlib
+import copy
 import gzip
 import io
 import json
@@ -150,11 +151,11 @@ def changed_json(draw: Random, content: bytes) -> bytes:
 def _changed_value(draw: Random, value: Any) -> Any:
     places = list(_places(value))
     if not places:
-        return draw.choice(VALUES)
+        return copy.deepcopy(draw.choice(VALUES))
     inside, key = draw.choice(places)
     kind = draw.randrange(6)
     if kind <= 2:
-        inside[key] = draw.choice(VALUES)
+        inside[key] = copy.deepcopy(draw.choice(VALUES))  # it may be changed again
     elif kind == 3:
         del inside[key]
     elif kind == 4:

@@ -112,7 +112,8 @@ def _array(stored: bytes) -> np.ndarray:
     if dtype.kind not in ARRAY_KINDS or dtype.itemsize == 0:
         raise ValueError(f"an array of {dtype}, expected numbers or text")
     held = len(stored) - file.tell()
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != held:
+    sizes = all(0 <= size < 2**31 for size in shape)
+    if not sizes or math.prod(shape) * dtype.itemsize != held:
         raise ValueError(f"an array of {dtype}{list(shape)} in {held} bytes")
     return np.load(io.BytesIO(stored), allow_pickle=False)
 

@@ -139,7 +139,7 @@ def _fits(arrays: cache.Arrays) -> bool:
 def hold_out(train: dict, size: int, seed: int) -> tuple[dict, dict]:
     """`train` without, and only, `size` rows chosen by `seed`; both in the order of `train`.
 
-    `train` is a dict of [N, ...] arrays, "label" among them; ValueError where `size` is not below N.
+    `train` is a dict of [N, ...] arrays, "label" among them; a `size` of N or more is a ValueError.
     """
     count = len(train["label"])
     check_int("validation_size", size, 0, count - 1)
