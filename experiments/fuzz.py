@@ -32,8 +32,8 @@ from fuzzing.mutations import written  # isort: skip
 from lstmjax import cli
 from lstmjax.records import Run, RunError, params_sha256, to_json, write_file
 
-PATIENCE = 12  # times --seconds, of the clock on the wall: the machine may be busy
-STARTING = 300  # seconds until a process is ready
+PATIENCE = 600  # seconds of the clock on the wall in which a process says something
+TICK = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,17 +123,29 @@ class Worker:
         self.rest = b""
 
     def line(self, seconds: float) -> list[Any] | None:
-        """Its next line; None where it has died or does not answer in time."""
-        until = time.monotonic() + seconds
+        """Its next line; None where it has died or does not answer.
+
+        Args:
+          seconds: of processor time that it may take for that. The clock on the wall says less: the
+            machine may be busy.
+        """
+        until, most = time.monotonic() + PATIENCE, self.processor_seconds() + seconds
         while b"\n" not in self.rest:
-            if not self.selector.select(max(0.0, until - time.monotonic())):
-                return None
+            if not self.selector.select(TICK):
+                if time.monotonic() > until or self.processor_seconds() > most:
+                    return None
+                continue
             more = self.process.stdout.read()
             if not more:
                 return None
             self.rest += more
         line, _, self.rest = self.rest.partition(b"\n")
         return json.loads(line)
+
+    def processor_seconds(self) -> float:
+        """Processor time that it has taken so far."""
+        stat = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
 
     def end(self) -> int | None:
         """Ends it; its exit code where it had ended by itself."""
@@ -154,11 +166,11 @@ def read_some(config: Config, reader: str, start: int, stop: int, tally: Tally) 
       RunError: it does not start.
     """
     worker = Worker(command(config, reader, start, stop))
-    ready = worker.line(STARTING)
+    ready = worker.line(PATIENCE)
     if ready is None:
         raise RunError(f"--reader: the process for {reader} ended before it began: {worker.end()}")
     at, begun = start, False
-    while (line := worker.line(PATIENCE * config.seconds)) not in (None, ["done"]):
+    while (line := worker.line(2 * config.seconds)) not in (None, ["done"]):
         kind, number, *result = line
         at, begun = number + (kind == "ended"), kind == "begun"
         if kind == "ended":

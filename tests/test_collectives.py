@@ -59,7 +59,7 @@ def program(count, *, stateful=False, loss_name="loss", **options):
         {"of_gradient": diagnose.gradient_metrics(1.0), "on_nan": "stop"},
         {"loss_name": "mse"},  # no count of examples: all devices weigh the same
     ],
-    ids=str,
+    ids=["plain", "carried", "skipped", "norms", "no count"],
 )
 def test_a_step_sends_its_gradients_and_metrics_at_once_and_nothing_else(options):
     (only,) = parallel.collectives(program(4, **options))
