@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from lstmjax.provenance import processes
 from lstmjax.records import RunError, params_sha256, write_file
 
 FORMAT = 1  # of what stands in a checkpoint
@@ -64,14 +65,20 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # a second to import: only a run needs it
 
         # What is in a checkpoint's own metadata may be damaged; nothing here depends on it.
+        # Of several processes only the first comes here: Orbax is not to wait for the others.
+        alone = {"active_processes": {0}, "barrier_sync_key_prefix": "checkpoints"}
+        alone = alone if processes() > 1 else {}
         options = ocp.CheckpointManagerOptions(
+            create=False,
             preservation_policy=self._kept,
             cleanup_tmp_directories=True,
             lightweight_initialize=True,
             save_root_metadata=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(**alone),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             return ocp.CheckpointManager(self.folder, options=options)
         except Exception as error:  # of the file system, in any of Orbax's clothes
             raise RunError(f"cannot use the folder {self.folder}: {_line(error)}") from error

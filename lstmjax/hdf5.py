@@ -52,9 +52,9 @@ def _check_heap(content: bytes | mmap.mmap, place: int) -> None:
     while position + 16 <= end:
         number, _, _, length = struct.unpack_from("<HHIQ", content, position)
         taken = 16 + -(-length // 8) * 8 if number else length
-        if taken < 16 or position + taken > end or (number == 0 and position + taken != end):
+        position += taken  # 16 or more, or to the end
+        if position > end or (number == 0 and position != end):
             raise ValueError(f"a damaged heap at byte {place}")
-        position += taken
 
 
 def check_tree(h5py: Any, opened: Any) -> None:

@@ -30,8 +30,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lstmjax import parallel
-from lstmjax.checkpoint import Checkpoints, named
+from lstmjax import distributed, parallel
+from lstmjax.checkpoint import named
 from lstmjax.records import Run, RunError, RunStopped, plain, to_json, write_file
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -87,7 +87,7 @@ class Keeper:
         self._folder, self._parts, self._pack = folder, dict(parts), pack
         self._every, self._unit = save_every(config.save_every)
         self._resume, self._on_nan = config.resume, config.on_nan
-        self._checkpoints = Checkpoints(folder.path / "checkpoints", config.keep)
+        self._checkpoints = distributed.open_checkpoints(folder, config.keep)
         self._plans: Sequence[Mapping[str, np.ndarray]] = ()
         self._best = -math.inf
         self._skipped = 0
@@ -110,9 +110,9 @@ class Keeper:
         """
         if self._resume is None:
             return state
-        found = self._checkpoints.latest()
+        found = distributed.from_main(self._checkpoints.latest())
         if found is None:
-            print(f"{self._folder.path} has no checkpoint yet: from the beginning", file=sys.stderr)
+            self._say(f"{self._folder.path} has no checkpoint yet: from the beginning")
             self._folder.restore({})
             return state
         step, arrays, progress = found
@@ -130,7 +130,7 @@ class Keeper:
             where = f"{self._checkpoints.folder}: the checkpoint of step {step}"
             raise RunError(f"{where} does not hold what this run saves") from error
         self._saved = step, time.monotonic()
-        print(f"going on from step {step} in {self._folder.path}", file=sys.stderr)
+        self._say(f"going on from step {step} in {self._folder.path}")
         return state
 
     def epochs(self, count: int) -> Iterator[int]:
@@ -226,10 +226,12 @@ class Keeper:
     def _save(self, state: Any, best: bool = False) -> None:
         """Starts to save; the files of the run are written as far as is told."""
         step = _step(state)
+        arrays = named(self._pack(parallel.fetch(_plain_keys(state))))  # all processes have to ask
+        self._saved = step, time.monotonic()
+        if not distributed.is_main():
+            return
         if not (self._folder.path / "config.json").exists():
             raise RunError(f"the run's folder {self._folder.path} has gone")
-        self._saved = step, time.monotonic()
-        arrays = named(parallel.fetch(self._pack(_plain_keys(state))))
         if step in self._checkpoints.steps():  # saved when a signal came, before it was scored
             if best:
                 self._checkpoints.mark_best(step)
@@ -258,6 +260,8 @@ class Keeper:
 
     def _report(self, step: int, loss: float, norm: float, plan: Any, k: int) -> None:
         """Writes down which examples a step that went wrong was made on."""
+        if not distributed.is_main():
+            return
         path = self._folder.path / f"nonfinite-{step}.json"
         rows = np.asarray(plan["rows"][k])[np.asarray(plan["weight"][k]) > 0]
         if not path.exists():
@@ -272,6 +276,11 @@ class Keeper:
             f"its batch is in {self._folder.path}/nonfinite-{step}.json; {good}; "
             "--on-nan skip leaves such steps out"
         )
+
+    def _say(self, line: str) -> None:
+        """Prints a line on standard error, in one process."""
+        if distributed.is_main():
+            print(line, file=sys.stderr)
 
     # ---- signals --------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ import tyro
 from lstmjax import cli
 from lstmjax.compare import Compare, compare
 from lstmjax.records import RunError, write_file
+from lstmjax.seeds import seeds_of
 from lstmjax.tables import benchmarks, load, load_groups, load_parity, load_timed, readme_table
 from lstmjax.verify import Verify, verify
 
@@ -73,7 +74,10 @@ def collect(options: Collect) -> list[Path]:
 
 
 def _record_name(record: Mapping[str, Any], name: str | None) -> str:
-    """`imdb-tf2-gru-seed0`: experiment and name, else the row, else experiment and preset."""
+    """`imdb-tf2-gru-seed0`: experiment and name, else the row, else experiment and preset.
+
+    A record of several seeds is called `imdb-tf2-gru-seeds0-7`.
+    """
     experiment = record["experiment"]
     preset = record.get("config", {}).get("preset")
     if "peer" in record:
@@ -82,7 +86,9 @@ def _record_name(record: Mapping[str, Any], name: str | None) -> str:
         parts = [record["row"]]
     else:
         parts = [experiment, *([name or preset] if name or preset else [])]
-    text = "-".join([*parts, f"seed{record['seed']}"])
+    seeds = seeds_of(record)
+    parts.append(f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}-{seeds[-1]}")
+    text = "-".join(parts)
     return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.")
 
 

@@ -31,7 +31,11 @@ from lstmjax.seeds import apart, seeds_of
 from lstmjax.truncation_tables import section as truncation_section
 
 # Settings that say where a run went or which of several like runs it is, not what it computes.
-_NO_SETTINGS = ("seed", "out", "live", "seeds", "sweep")
+# Settings that make no other program; and one that older records do not have.
+_NO_SETTINGS = (
+    "seed", "out", "live", "seeds", "sweep", "save_every", "keep", "resume", "deterministic",
+)  # fmt: skip
+_LATER = {"on_nan": "stop"}
 
 # What the metrics of experiments/parity.py are called, and how a column is headed.
 _DTYPES = ("float64", "float32")
@@ -219,7 +223,9 @@ def _row_of(record: Mapping[str, Any]) -> str | None:
 
 def _group_key(row: str, record: Mapping[str, Any]) -> tuple[str, ...]:
     """What runs must share to be averaged: program, framework, data, settings and device."""
-    settings = {k: v for k, v in record.get("config", {}).items() if k not in _NO_SETTINGS}
+    later = {} if "peer" in record else _LATER
+    settings = later | record.get("config", {})
+    settings = {k: v for k, v in settings.items() if k not in _NO_SETTINGS}
     name = record["peer"]["framework"] if "peer" in record else "lstmjax"
     # The hash is left out: what is held out for validation, and so the content, goes by the seed.
     data = {key: record["dataset"].get(key) for key in ("name", "source")}

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import pickle
 import sys
@@ -13,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "experiments"))  # where the readers stand that fuzz.py tries, too
 
-from fuzzing import mutations, worker  # noqa: E402
+from fuzzing import mutations, runs, worker  # noqa: E402
 from fuzzing.mutations import written  # noqa: E402
 
 from lstmjax import checkpoint, interop, provenance, records  # noqa: E402
@@ -161,6 +162,49 @@ def test_a_tfds_folder_with_a_pipe(readers, tmp_path):
         (folder / name).unlink()
         os.mkfifo(folder / name)
         assert worker.once(read, folder).outcome == "refused"
+
+
+# ---- what a run goes on with --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": 0}, {"epoch": 1.5}, {"epoch": "2"}, {"epoch": None}, {"piece": -1}, {"piece": []},
+        {"best_score": "high"}, {"skipped": {}}, {"parts": {}}, {"parts": None}, {"files": [1]},
+        {"files": {"sizes": {"metrics.jsonl": "9"}}}, {"files": {"sizes": {"../../outside": 0}}},
+        {"files": {"sizes": {"metrics.jsonl": 10**9}}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_checkpoint_that_is_whole_and_not_of_this_run(change, readers, tmp_path):
+    read, seeds = readers("keeper")
+    assert worker.once(read, written(seeds[0], tmp_path / "good" / "in")).outcome == "accepted"
+    value = json.loads(seeds[0][runs.SAID])
+    value["said"]["progress"] |= change
+    files = runs.keeper_seal(seeds[0] | {runs.SAID: json.dumps(value).encode()})
+    result = worker.once(read, written(files, tmp_path / "bad" / "in"))
+    assert result.outcome == "refused" and result.kind == "RunError", result
+    assert os.listdir(tmp_path / "bad") == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", b'{"experiment": "imdb", "command": "x", "opened": [3]}'),
+        ("run.json", b'{"experiment": "imdb", "command": "x", "opened": []}'),
+        ("run.json", b"[" * 10**5),
+        ("metrics.jsonl", b'{"step": 1, "loss": \xff}\n' * 9),
+        ("metrics.jsonl", b"[1, 2]\n" * 9),
+        ("metrics.jsonl", b'{"loss": 0.5}\n' * 9),
+        ("config.json", b'{"seed": 1.5}'),
+    ],
+)
+def test_a_run_with_a_file_that_is_not_its_own(name, content, readers, tmp_path):
+    read, seeds = readers("resume")
+    assert worker.once(read, written(seeds[0], tmp_path / "good")).outcome == "accepted"
+    result = worker.once(read, written(seeds[0] | {name: content}, tmp_path / "bad"))
+    assert result.outcome == "refused" and name in result.words, result
 
 
 # ---- all of them --------------------------------------------------------------------------------

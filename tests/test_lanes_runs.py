@@ -29,7 +29,8 @@ for name, *flags in json.loads(commands):
 """
 TINY = {
     "sin": "--preset keras --updates 20 --batch-size 5 --num-steps 4 --hidden-size 4",
-    "forecast": "--epochs 2 --hidden-size 4 --steps 5 --cell lstm --batch-size 300 --clip-norm 0.1",
+    "forecast": "--epochs 2 --hidden-size 4 --steps 5 --cell lstm --batch-size 300 --clip-norm 0.1 "
+    "--deterministic",
     "imdb": "--data offline --limit 50 --epochs 2 --batch-size 16 --hidden-size 4 --num-layers 1 "
     "--max-length 7 --vocabulary-size 60 --embedding-size 5 --dropout 0.3 --learning-rate 0.02",
     "mnist": "--data offline --limit 50 --epochs 2 --batch-size 16 --hidden-size 4 --dropout 0.3 "

@@ -89,6 +89,29 @@ def test_too_many_devices_is_one_clear_error():
         parallel.use_devices(0)
 
 
+def test_processes_have_equally_many_devices(monkeypatch):
+    monkeypatch.setattr(parallel, "processes", lambda: 3)
+    expected = "devices: got 4, expected a multiple of 3, the number of processes"
+    with pytest.raises(ValueError, match=expected):
+        parallel.use_devices(4)
+    # All four are this process's own here, and the others have none.
+    with pytest.raises(ValueError, match="devices: got none, expected a number, for .* 0 to 4"):
+        parallel.use_devices()
+    with pytest.raises(ValueError, match="devices: got 3, expected at most 0 in 3 processes"):
+        parallel.use_devices(3)
+
+
+def test_one_process_asks_itself():
+    rows = np.arange(8.0).reshape(4, 2)
+    split = parallel.place({"rows": rows}, jax.devices()[:2], parallel.SPLIT)
+    got = parallel.fetch(split)["rows"]
+    assert type(got) is np.ndarray
+    np.testing.assert_array_equal(got, rows)
+    assert parallel.local(split) is split
+    assert parallel.agree(True) is True and parallel.agree(np.False_) is False
+    np.testing.assert_array_equal(parallel.from_all(rows), rows[None])
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("spec", [parallel.WHOLE, parallel.SPLIT])
 def test_what_is_placed_is_a_copy(count, spec):

@@ -151,11 +151,16 @@ def test_only_runs_that_differ_in_their_seed_are_averaged(benchmark_folder):
     write_record(folder, 4, 0.9, [0.9], 1.0, config={"preset": "tf2", "epochs": 9})
     write_record(folder, 5, 0.9, [0.9], 1.0, environment=ENVIRONMENT | {"device": "Processor Y"})
     write_record(folder, 6, 0.9, [0.9], 1.0, row="imdb-tf2-gru")
+    # Younger records say more: what does not change the numbers makes no other program.
+    more = {"preset": "tf2", "on_nan": "stop", "save_every": "9s", "keep": 1, "resume": None}
+    write_record(folder, 8, 0.9, [0.9], 1.0, config=more | {"deterministic": True})
+    write_record(folder, 9, 0.9, [0.9], 1.0, config=more | {"on_nan": "skip"})
     groups = tables.load_groups(folder)
     found = sorted((g.row, g.name == "lstmjax", [r["seed"] for r in g.records]) for g in groups)
     assert found == [
-        ("imdb-tf2", False, [7]), ("imdb-tf2", True, [0, 1, 2]), ("imdb-tf2", True, [3]),
-        ("imdb-tf2", True, [4]), ("imdb-tf2", True, [5]), ("imdb-tf2-gru", True, [6]),
+        ("imdb-tf2", False, [7]), ("imdb-tf2", True, [0, 1, 2, 8]), ("imdb-tf2", True, [3]),
+        ("imdb-tf2", True, [4]), ("imdb-tf2", True, [5]), ("imdb-tf2", True, [9]),
+        ("imdb-tf2-gru", True, [6]),
     ]  # fmt: skip
     write_record(folder, 1, 0.9, [0.9], 1.0, file="again")
     with pytest.raises(RunError, match="imdb-1.json and imdb-again1.json are two runs of the same"):
