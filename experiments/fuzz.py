@@ -227,6 +227,7 @@ def run(config: Config) -> None:
     cli.check_counts(config, "first", "seed", least=0)
     cli.check_positive(config, "seconds")
     names = list(READERS) if config.reader == "all" else [config.reader]
+    code = b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("fuzzing/*.py")))
     started, metrics, failed = time.perf_counter(), {}, 0
     with Run.create("fuzz", config, out=config.out) as folder:
         bar = tqdm(total=config.inputs * len(names), unit=" inputs", disable=None)
@@ -243,7 +244,6 @@ def run(config: Config) -> None:
             failed += len(tally.failures)
         bar.close()
         write_file(folder.path / "table.md", f"{table(metrics)}\n".encode())
-        code = b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("fuzzing/*.py")))
         folder.finish(
             dataset={
                 "name": "changed files", "source": "generated",

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from lstmjax import events
 from lstmjax.data import files
 from lstmjax.provenance import (
     command_line,
@@ -271,7 +272,7 @@ class Run:
         try:
             if self._metrics is None:
                 self._metrics = open(self.path / "metrics.jsonl", "ab", buffering=0)
-            _append_whole(self._metrics, json.dumps(line, allow_nan=False).encode() + b"\n")
+            events.append_whole(self._metrics, json.dumps(line, allow_nan=False).encode() + b"\n")
             self._write_events(step, values)
         except OSError as error:
             raise RunError(f"cannot write to {self.path}: {error.strerror}") from error
@@ -372,18 +373,14 @@ class Run:
 
     def _write_events(self, step: int, values: list[dict[str, Any]]) -> None:
         """Appends TensorBoard summary values to the event file, which the first of them opens."""
-        from tensorboardX.proto.event_pb2 import Event
-
-        now = time.time()
         if not values:
             return
         if self._events is None:
-            name = self._event_file or f"events.out.tfevents.{now:.0f}.lstmjax"
+            name = self._event_file or f"events.out.tfevents.{time.time():.0f}.lstmjax"
             self._events = open(self.path / name, "ab", buffering=0)
-            first = Event(wall_time=now, file_version="brain.Event:2")
-            _append_whole(self._events, _tfrecord(first.SerializeToString()))
-        event = Event(wall_time=now, step=step, summary={"value": values})
-        _append_whole(self._events, _tfrecord(event.SerializeToString()))
+            if self._event_file is None:
+                events.append_whole(self._events, events.first())
+        events.append_whole(self._events, events.summary(step, values))
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
@@ -415,28 +412,14 @@ def matching_row(config: Any, rows: Mapping[str, Any]) -> str | None:
 
     Args:
       config: a dataclass.
-      rows: each row's configuration, of the same class; `seed`, `out`, `devices` and `live` may
-        differ, for they do not make another row.
+      rows: each row's configuration, of the same class; settings that do not change a program's
+        numbers (`seed`, `out`, `devices`, `keep` …) do not make another row.
     """
     free = {n: getattr(config, n) for n in _FREE + _MEETING if hasattr(config, n)}
     for row, settings in rows.items():
         if dataclasses.replace(settings, **free) == config:
             return row
     return None
-
-
-def _tfrecord(data: bytes) -> bytes:
-    """Data framed as a TFRecord: length, the length's checksum, data, the data's checksum."""
-    # Framed here because the SummaryWriter of tensorboardX writes from a thread, which dies of
-    # a full disk and then blocks its caller for ever.
-    from tensorboardX.crc32c import crc32c
-
-    def masked(part: bytes) -> bytes:
-        crc = crc32c(part)
-        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-    length = struct.pack("<Q", len(data))
-    return length + masked(length) + data + masked(data)
 
 
 def _publishable(setting: Any) -> Any:
@@ -465,18 +448,6 @@ def _empty_folder(path: Path) -> Path:
         raise RunError(f"--out: {path} exists and is not empty: choose another --out")
     path.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _append_whole(file: Any, line: bytes) -> None:
-    """Appends a line to an unbuffered file, whole or not at all."""
-    start = file.seek(0, os.SEEK_END)
-    try:
-        while line:  # a disk that fills up takes half a line first, and tells with the next write
-            line = line[file.write(line) :]
-    except OSError:
-        with suppress(OSError):
-            file.truncate(start)
-        raise
 
 
 if __name__ == "__main__":

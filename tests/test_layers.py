@@ -24,7 +24,7 @@ LAYERS = (
     {"linen", "updates"},
     {"train"},
     {"gates", "interop", "losses", "optim", "precision", "provenance", "schema", "timings"},
-    {"gpu_tables", "peer_tables"},
+    {"events", "gpu_tables", "peer_tables"},
     {"keras_files", "layouts", "variants"},
     {"hdf5"},
     {"data"},
