@@ -109,7 +109,8 @@ def read(folder: str | Path, framework: str, case: str, entry: Mapping[str, Any]
             raise RunError(f"{name}: got sha256 {found[:12]}, expected {entry['sha256']:.12}")
         return Case(name, entry, files.read_arrays(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RunError(f"cannot read {path}: {one_line(error)}") from error
+        what = files.reason(error) if isinstance(error, OSError) else one_line(error)
+        raise RunError(f"cannot read {path}: {what}") from error
 
 
 def below(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def test_a_small_run_measures_what_a_cpu_can_and_says_why_the_rest_is_missing(sm
     said, folder = small
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     assert validate(record) == []
-    assert {path.name for path in folder.iterdir()} == {"config.json", "record.json", "gpu.md"}
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"config.json", "run.json", "record.json", "gpu.md"}
     times = {key: value for key, value in record["metrics"].items() if key.startswith("time|")}
     methods = ("scan", "fused", "scan unroll=2")
     assert set(times) == {

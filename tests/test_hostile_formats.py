@@ -1,6 +1,7 @@
 """Archives, arrays, TFDS folders, HDF5 and JSON made to do harm: what is looked at first."""
 
 import gzip
+import importlib.util
 import io
 import json
 import sys
@@ -21,6 +22,8 @@ from fuzzing.mutations import written  # noqa: E402
 
 from lstmjax import hdf5, interop, weight_trees  # noqa: E402
 from lstmjax.data import DataError, cache, files, prepare, prepared, shards  # noqa: E402
+
+needs_h5py = pytest.mark.skipif(importlib.util.find_spec("h5py") is None, reason="needs h5py")
 
 
 def refused(call, *parts):
@@ -170,6 +173,7 @@ def test_idx_files_take_no_more_than_their_bound(tmp_path, monkeypatch):
         tracemalloc.stop()
 
 
+@needs_h5py
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
 def test_a_keras_archive_takes_no_more_than_it_holds(method, tmp_path):
     path = tmp_path / "bomb.keras"
@@ -285,6 +289,7 @@ BEYOND = (
 )  # fmt: skip
 
 
+@needs_h5py
 @pytest.mark.parametrize("number", range(len(BEYOND)))
 def test_hdf5_files_stay_within_themselves(number, tmp_path):
     path = written(folders.hdf5()[number], tmp_path / "in") / "model"
