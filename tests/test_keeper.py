@@ -333,12 +333,13 @@ def test_a_clock_that_jumps_changes_nothing(compiled, undisturbed, tmp_path, mon
 
     folder = tmp_path / "run"
     config = Config(out=str(folder), save_every="0.001s")
-    for _ in range(4):  # Orbax gives up a checkpoint if the clock jumps while it is written
+    for _ in range(6):  # Orbax gives up a checkpoint if the clock jumps while it is written
         try:
             params, _, _ = go(compiled, config, at=at)
             break
         except RunError as error:
-            assert "cannot save a checkpoint" in str(error) and "timed out" in str(error).lower()
+            assert "cannot save a checkpoint" in str(error) or "cannot use the folder" in str(error)
+            time.sleep(1)  # its thread is still writing, which in another process it would not be
             config = dataclasses.replace(config, resume=str(folder))
     jax.tree.map(np.testing.assert_array_equal, params, undisturbed[0])
     assert (folder / "metrics.jsonl").read_bytes() == undisturbed[3]
