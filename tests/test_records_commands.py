@@ -36,10 +36,11 @@ def test_collect_copies_all_or_nothing(tmp_path, monkeypatch, capsys):
         results.collect(results.Collect((runs[1],)))
     (named,) = results.collect(results.Collect((runs[1],), name="long run"))
     assert named.name == "sin-long-run-seed1.json"
-    many = dict(json.loads(two.read_text()), config={"seeds": 8})
-    (runs[1] / "record.json").write_text(json.dumps(many))
+    record = (runs[1] / "record.json").read_text()
+    (runs[1] / "record.json").write_text(json.dumps(json.loads(record) | {"config": {"seeds": 8}}))
     (several,) = results.collect(results.Collect((runs[1],), name="several"))
     assert several.name == "sin-several-seeds1-8.json"
+    (runs[1] / "record.json").write_text(record)
     two.write_text("changed")
     results.collect(results.Collect((runs[1],), replace=True))
     assert two.read_bytes() == (runs[1] / "record.json").read_bytes()
