@@ -9,6 +9,7 @@ In both, names are the paths of the tree, joined by dots: "layer_0.weights.w_x".
 
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -21,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from lstmjax.data import files
 from lstmjax.provenance import processes
 from lstmjax.records import RunError, params_sha256, write_file
 
@@ -185,6 +187,7 @@ class Checkpoints:
         if changed := _changed(self.folder / str(step)):
             raise Damaged(f"{where} ({changed} is not as it was written)")
         try:
+            _check_size(self.folder / str(step))
             read = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -228,6 +231,19 @@ class _Kept:
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         steps = [info.step for info in checkpoints]
         return [step in steps[-self.last :] or step == self.best for step in steps]
+
+
+def _check_size(path: Path) -> None:
+    """Raises ValueError where arrays claim to be far larger than the files of a checkpoint."""
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    found = ocp.StandardCheckpointHandler().metadata(epath.Path(path / "arrays"))
+    arrays = jax.tree.leaves(getattr(found, "tree", found))
+    claimed = sum(math.prod(a.shape) * np.dtype(a.dtype).itemsize for a in arrays)
+    held = sum((path / name).stat().st_size for name in _files(path))
+    if claimed > files.unpacked(held):
+        raise ValueError(f"{held:,} bytes that unpack to {claimed:,}")
 
 
 def _sha256(arrays: Mapping[str, np.ndarray], said: Any) -> str:

@@ -1,100 +1,123 @@
-"""What is looked at in an HDF5 file before its content is believed.
+"""The content of an HDF5 file, read by a process of its own.
 
-The HDF5 library follows links into other files, allocates what a data set claims to hold, and does
-not come back from some damaged heaps. A file that Keras wrote is a tree of groups and plain data
-sets in one file, and that can be told first.
+The HDF5 library takes what a file says at its word: it follows links into other files, allocates
+what sizes claim, and from some damaged files it does not come back. So it runs in a process with
+limits of memory and time (hdf5_process.py), and what comes from there is plain arrays and text.
 """
 
-import mmap
+import math
 import os
-import struct
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lstmjax.data import files
 
-_SIGNATURE, _HEAP = b"\x89HDF\r\n\x1a\n", b"GCOL\x01\0\0\0"
+PROCESS = Path(__file__).with_name("hdf5_process.py")
+MEGABYTES = 256  # for the library, beside what the content may take
+SECONDS = 4  # of processor time, and one more for each 10 MB
+WALL = 20  # times as much on the clock: the machine may be busy
 
 
-def check_file(file: Any) -> None:
-    """``check_content`` of an open file, without reading all of it into memory."""
-    if os.fstat(file.fileno()).st_size == 0:
-        check_content(b"")
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        check_content(content)
+class Group(dict):
+    """A group: groups and arrays by name.
 
-
-def check_content(content: bytes | mmap.mmap) -> None:
-    """Raises ValueError for bytes on which the HDF5 library might not end.
-
-    Text of any length stands in global heaps: the signature "GCOL", a version, the heap's size, and
-    objects of a number, a count, 4 bytes unused, the size in 8 bytes and the content, filled up to
-    a multiple of 8; number 0 is what is free, to the end (HDF5 file format specification, III.E).
-    An object that claims a size of 0, or more than there is, makes the library read in a circle.
+    Attributes:
+      name: its own, the last part of its path.
+      attrs: lists of names and configurations, by attribute.
     """
-    if content[:8] != _SIGNATURE:
-        raise ValueError("file signature not found")
-    sizes = content[13:15] if content[8:9] in (b"\0", b"\1") else content[9:11]
-    if sizes != b"\x08\x08":
-        raise ValueError("addresses and sizes that do not take 8 bytes")
-    place = content.find(_HEAP)
-    while place >= 0:
-        _check_heap(content, place)
-        place = content.find(_HEAP, place + 1)
+
+    def __init__(self, name: str, attrs: dict[str, Any]):
+        super().__init__()
+        self.name, self.attrs = name, attrs
+
+    def at(self, path: str) -> Any:
+        """What stands at a path within the group; KeyError where there is nothing."""
+        node = self
+        for part in filter(None, path.split("/")):
+            if not isinstance(node, Group) or part not in node:
+                raise KeyError(path)
+            node = node[part]
+        return node
 
 
-def _check_heap(content: bytes | mmap.mmap, place: int) -> None:
-    size = int.from_bytes(content[place + 8 : place + 16], "little")
-    end, position = place + size, place + 16
-    if end > len(content):
-        raise ValueError(f"a damaged heap at byte {place}: truncated")
-    while position + 16 <= end:
-        number, _, _, length = struct.unpack_from("<HHIQ", content, position)
-        taken = 16 + -(-length // 8) * 8 if number else length
-        position += taken  # 16 or more, or to the end
-        if position > end or (number == 0 and position != end):
-            raise ValueError(f"a damaged heap at byte {place}")
-
-
-def check_tree(h5py: Any, opened: Any) -> None:
-    """Raises ValueError unless a file is a tree: no links elsewhere, nothing in two places.
+def read(file: str | os.PathLike | bytes) -> Group:
+    """The tree of groups and arrays of numbers in a file.
 
     Args:
-      h5py: the module.
-      opened: a group, with all that lies below it.
-    """
-    groups, seen = [opened], set()
-    while groups:
-        group = groups.pop()
-        for name in group:
-            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise ValueError(f"a link to elsewhere at {name!r}")
-            below = group[name]
-            address = h5py.h5o.get_info(below.id).addr
-            if address in seen:
-                raise ValueError(f"the same at {name!r} as in another place")
-            seen.add(address)
-            if isinstance(below, h5py.Group):
-                groups.append(below)
+      file: its path, or its content.
 
-
-def read_array(stored: Any) -> np.ndarray:
-    """A data set as an array of numbers; one of 2 opaque bytes is left so, for bfloat16.
-
-    Args:
-      stored: an h5py data set.
+    Returns:
+      The root. Names stand in the order of the file; arrays have the dtype they are stored in, 2
+      opaque bytes for bfloat16.
 
     Raises:
-      ValueError: it is none, not of numbers, larger, or lies in other files.
+      ValueError: a file that is damaged, refers to others, takes more than `files.unpacked` of its
+        size, or more time and memory than its size gives reason for.
     """
-    dtype = getattr(stored, "dtype", None)
-    if dtype is None or not (dtype.kind in "fiu" or (dtype.kind, dtype.itemsize) == ("V", 2)):
-        raise ValueError(f"{stored.name} of {dtype}, expected numbers")
-    if stored.external or stored.is_virtual:
-        raise ValueError(f"{stored.name} in another file")
-    held = max(stored.size or 0, int(np.prod(stored.chunks or (), dtype=float))) * dtype.itemsize
-    most = files.unpacked(stored.file.id.get_filesize())
-    if held > most:
-        raise ValueError(f"{stored.name} of {held:,} bytes, expected at most {most:,}")
-    return np.asarray(stored)
+    content = file if isinstance(file, bytes) else None
+    size = os.stat(file).st_size if content is None else len(content)
+    most, seconds = files.unpacked(size), SECONDS + size // 10**7
+    megabytes = MEGABYTES + 2 * most // 2**20
+    asked = [os.fspath(file) if content is None else "-", *map(str, (megabytes, seconds, most))]
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", str(PROCESS), *asked],
+            input=content or b"",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | variables,
+            timeout=WALL * seconds,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"a file that takes more than {seconds} s to read") from error
+    if done.returncode in (-signal.SIGKILL, -getattr(signal, "SIGXCPU", 0)):
+        raise ValueError(f"a file that takes more than {seconds} s to read")
+    if done.returncode:
+        raise ValueError(f"a file on which the HDF5 library ends with {done.returncode}")
+    return _tree(done.stdout)
+
+
+def _tree(answer: bytes) -> Group:
+    """The tree that a process has written down."""
+    root, position = Group("", {}), 0
+    while True:
+        end = answer.find(b"\n", position)
+        if end < 0:
+            raise ValueError("a file that is read only in part")
+        words, position = files.parse_json(answer[position:end]), end + 1
+        if "error" in words:
+            raise ValueError(words["error"])
+        if "end" in words:
+            return _without_gaps(root)
+        path = words.get("group") or words["array"]
+        above, _, name = path.strip("/").rpartition("/")
+        if "group" in words:
+            node = Group(name, words["attrs"])
+            node |= dict.fromkeys(words["members"])  # so that they stand in this order
+        else:
+            dtype, shape = np.dtype(words["dtype"]), words["shape"]
+            if dtype.kind not in "fiuV" or dtype.itemsize == 0:
+                raise ValueError(f"an array of {dtype}, expected numbers")
+            count = math.prod(shape)
+            node = np.frombuffer(answer, dtype, count, position).reshape(shape).copy()
+            position += node.nbytes
+        if path == "/":
+            root = node
+        else:
+            root.at(above)[name] = node
+
+
+def _without_gaps(group: Group) -> Group:
+    """The group without members that are no numbers, which have not been written down."""
+    for name, node in list(group.items()):
+        if node is None:
+            del group[name]
+        elif isinstance(node, Group):
+            _without_gaps(node)
+    return group

@@ -8,7 +8,7 @@ Three kinds of file are known:
     .keras        a zip of a .weights.h5 and the configuration
 """
 
-import io
+import importlib.util
 import itertools
 import json
 import re
@@ -26,6 +26,7 @@ from lstmjax.data import files
 from lstmjax.weight_trees import by_number
 
 DAMAGE = (
+    ArithmeticError,
     AttributeError,
     EOFError,
     KeyError,
@@ -71,23 +72,17 @@ def load_keras_file(path: Any) -> KerasFile:
       ValueError: no such file, a damaged one, one that is not Keras's, one without LSTM layers.
       ModuleNotFoundError: h5py is not installed (the extra ``keras-files``).
     """
-    try:
-        import h5py
-    except ModuleNotFoundError as error:
+    if importlib.util.find_spec("h5py") is None:
         raise ModuleNotFoundError(
             "h5py: not installed, needed to read Keras files (extra keras-files): pip install h5py"
-        ) from error
+        )
     try:
         path = Path(path)
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ValueError("no plain file")  # a pipe or a device may never end
         with path.open("rb") as file:
-            if file.read(4) == b"PK\x03\x04":
-                weights, settings = _read_archive(h5py, file)
-            else:
-                hdf5.check_file(file)
-                with h5py.File(path, "r") as opened:
-                    weights, settings = _read_h5(h5py, opened)
+            packed = file.read(4) == b"PK\x03\x04"
+        weights, settings = _read_archive(path) if packed else _read_h5(hdf5.read(path))
     except DAMAGE as error:
         missing = isinstance(error, FileNotFoundError)
         reason = "no such file" if missing else str(error).partition("\n")[0]
@@ -97,32 +92,28 @@ def load_keras_file(path: Any) -> KerasFile:
     return KerasFile(weights, settings)
 
 
-def _read_archive(h5py: Any, file: Any) -> tuple[dict, dict]:
-    with zipfile.ZipFile(file) as archive:
-        files.check_unpacked(archive, file.seek(0, io.SEEK_END))
+def _read_archive(path: Path) -> tuple[dict, dict]:
+    with zipfile.ZipFile(path) as archive:
+        files.check_unpacked(archive, path.stat().st_size)
         config, stored = map(archive.read, ("config.json", "model.weights.h5"))
     layers = _layers_of(json.loads(config))
-    hdf5.check_content(stored)
-    with h5py.File(io.BytesIO(stored), "r") as opened:
-        hdf5.check_tree(h5py, opened)
-        weights = _named(_lstms(_counted(h5py, opened)), layers)
+    weights = _named(_lstms(_counted(hdf5.read(stored))), layers)
     return weights, _settings(weights, layers)
 
 
-def _read_h5(h5py: Any, opened: Any) -> tuple[dict, dict]:
-    hdf5.check_tree(h5py, opened)
+def _read_h5(opened: hdf5.Group) -> tuple[dict, dict]:
     group = opened.get("model_weights", opened)
     if not any(name.startswith("layer_names") for name in group.attrs):
-        return _lstms(_counted(h5py, opened)), {}
+        return _lstms(_counted(opened)), {}
     weights = OrderedDict()
     for layer in _names(group, "layer_names"):
         tree = {}
-        for name in _names(group[layer], "weight_names"):
+        for name in _names(group.at(layer), "weight_names"):
             *above, last = _parts(layer, name)
             node = tree
             for part in above:
                 node = node.setdefault(part, {})
-            node[last] = _array(group[layer][name])
+            node[last] = _array(group.at(layer).at(name))
         if found := _lstms(tree):
             weights[layer] = found
     config = json.loads(opened.attrs.get("model_config", "{}"))
@@ -132,14 +123,13 @@ def _read_h5(h5py: Any, opened: Any) -> tuple[dict, dict]:
 # --- names ---------------------------------------------------------------------------------------
 
 
-def _names(group: Any, attribute: str) -> list[str]:
+def _names(group: hdf5.Group, attribute: str) -> list[str]:
     """A list of names among the attributes, which Keras cuts in numbered pieces if it is long."""
     pieces = [attribute] if attribute in group.attrs else []
     if not pieces:
         numbered = (f"{attribute}{number}" for number in itertools.count())
         pieces = itertools.takewhile(lambda piece: piece in group.attrs, numbered)
-    names = [name for piece in pieces for name in group.attrs[piece]]
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+    return [str(name) for piece in pieces for name in group.attrs[piece]]
 
 
 def _parts(layer: str, name: str) -> list[str]:
@@ -175,16 +165,16 @@ def _named(weights: dict, layers: list[dict]) -> OrderedDict:
 # --- trees ---------------------------------------------------------------------------------------
 
 
-def _counted(h5py: Any, group: Any) -> dict:
+def _counted(group: hdf5.Group) -> dict:
     """A ``.weights.h5`` as a tree: only cells have an LSTM's weights, and those have numbers."""
     stored = group.get("vars", {})
-    if "cell" in group.name.rpartition("/")[2] and len(stored) in (2, 3):
+    if "cell" in group.name and len(stored) in (2, 3):
         entries = ("kernel", "recurrent_kernel", "bias")
         return {entries[int(number)]: _array(value) for number, value in stored.items()}
     tree = {
-        name: _counted(h5py, group[name])
+        name: _counted(group[name])
         for name in by_number(group)
-        if isinstance(group[name], h5py.Group) and name not in ("vars", "optimizer")
+        if isinstance(group[name], hdf5.Group) and name not in ("vars", "optimizer")
     }
     for name in ("layers", "_layer_checkpoint_dependencies"):
         if name in tree and not tree[name].keys() & tree.keys():
@@ -215,10 +205,11 @@ def _is_lstm(tree: dict) -> bool:
 
 
 def _array(stored: Any) -> np.ndarray:
-    array = hdf5.read_array(stored)
-    if array.dtype.kind == "V":  # HDF5 has no bfloat16
-        array = array.view(jnp.dtype(jnp.bfloat16))
-    return array
+    if isinstance(stored, hdf5.Group):
+        raise ValueError(f"a group {stored.name!r}, expected numbers")
+    if stored.dtype.kind == "V":  # HDF5 has no bfloat16
+        stored = stored.view(jnp.dtype(jnp.bfloat16))
+    return stored
 
 
 # --- configuration -------------------------------------------------------------------------------

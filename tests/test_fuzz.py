@@ -79,6 +79,18 @@ def test_memory_that_was_given_back_is_counted(tmp_path):
     assert worker.once(lambda folder: None, tmp_path).mebibytes < 20
 
 
+def test_what_a_process_takes_is_counted_with_its_reader(tmp_path):
+    """Not before it has ended, and only what is more than valid files took."""
+    code = "b'x' * 2**28; sum(range(10**7))"
+
+    def read(folder):
+        subprocess.run([sys.executable, "-c", code], check=True)
+
+    result = worker.once(read, tmp_path, children=0.0)
+    assert 250 < result.mebibytes < 400 and result.seconds > 0.1
+    assert worker.once(read, tmp_path, children=10_000.0).mebibytes < 20
+
+
 # ---- inputs -------------------------------------------------------------------------------------
 
 SEEDS = [

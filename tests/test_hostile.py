@@ -24,7 +24,7 @@ from lstmjax.data import DataError, characters, files  # noqa: E402
 H5PY = importlib.util.find_spec("h5py") is not None  # an extra of the package
 READERS = [name for name in worker.READERS if H5PY or name != "keras"]
 FEW = {"checkpoint": 25, "keeper": 25, "tfds_reviews": 50, "tfds_digits": 50, "run": 50}
-FEW |= {"resume": 60, "review": 60, "record": 80}
+FEW |= {"resume": 60, "review": 60, "record": 80, "keras": 40}
 
 # Orbax leaves threads behind where it cannot read, which complain when their loop is closed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -188,6 +188,18 @@ def test_a_checkpoint_that_is_whole_and_not_of_this_run(change, readers, tmp_pat
     result = worker.once(read, written(files, tmp_path / "bad" / "in"))
     assert result.outcome == "refused" and result.kind == "RunError", result
     assert os.listdir(tmp_path / "bad") == ["in"]
+
+
+def test_a_checkpoint_takes_no_more_than_it_holds(tmp_path, monkeypatch):
+    states = checkpoint.Checkpoints(tmp_path / "c")
+    states.save(1, {"x": np.arange(4.0)}, None)
+    states.save(2, {"x": np.zeros(2**20)}, None)  # 8 MiB in some hundred bytes
+    states.wait()
+    assert states.read(2)[0]["x"].nbytes == 2**23
+    monkeypatch.setattr(files, "unpacked", lambda packed: 2**20)
+    refused(lambda: states.read(2), "is damaged", "bytes that unpack to 8,388,608")
+    np.testing.assert_array_equal(states.read(1)[0]["x"], np.arange(4.0))
+    states.close()
 
 
 @pytest.mark.parametrize(

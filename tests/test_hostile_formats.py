@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import io
 import json
+import resource
 import sys
 import tarfile
 import time
@@ -73,6 +74,8 @@ TARS = {
     "sparse": (tar(("aclImdb/a.txt", None, {"type": b"S"})), "it"),
     "large": (tar(("aclImdb/a.txt", b"x" * 3000, {})), "takes 3,000 bytes"),
     "claims": (tar(GOOD, ("aclImdb/a.txt", None, {"size": 10**15})), "takes 1,000,000,000,000,000"),
+    "claims unread": (tar(GOOD, ("aclImdb/a.feat", None, {"size": 2**80})), "takes 1,208,925,819"),
+    "claims below 0": (tar(GOOD, ("aclImdb/a.feat", None, {"size": -(2**40)})), ""),
     "long name": (tar(("a" * 5000, b"", {})), "a header of 5,001 bytes"),
     "many": (tar(*[GOOD] * 30), "more than 20 members"),
     "bomb": (tar(*[("aclImdb/a.bin", bytes(9000), {})] * 15), "unpacks to more than 100,000 bytes"),
@@ -265,7 +268,10 @@ def test_labels_are_classes(name, label, tmp_path):
 # ---- Keras's files ------------------------------------------------------------------------------
 
 
+@needs_h5py
 def test_a_heap_that_hdf5_does_not_come_back_from_is_seen_first():
+    from lstmjax import hdf5_process as hdf5
+
     whole = (ROOT / "tests/golden/keras_files/keras3.h5").read_bytes()
     place = whole.find(b"GCOL\x01\0\0\0")
     assert place > 0
@@ -297,6 +303,67 @@ def test_hdf5_files_stay_within_themselves(number, tmp_path):
     refused(lambda: interop.load_keras_file(path), BEYOND[number])
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()
+
+
+KERAS = ROOT / "tests/golden/keras_files"
+
+
+@needs_h5py
+def test_a_text_of_a_gigabyte_that_is_not_there(tmp_path):
+    """The library allocates what a length says before it looks."""
+    content = bytearray((KERAS / "tf_keras_weights.h5").read_bytes())
+    assert content[1912:1916] == b"\x28\0\0\0"  # the length of a name among the attributes
+    content[1915] = 0x40
+    (tmp_path / "a.h5").write_bytes(content)
+    refused(lambda: interop.load_keras_file(tmp_path / "a.h5"), "got")
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # KiB
+    assert most < 900 * 1024
+
+
+PROCESSES = {
+    "loops": ("resource.setrlimit(resource.RLIMIT_CPU, (1, 1))\nwhile 1: 1", "takes more than 1 s"),
+    "sleeps": ("time.sleep(60)", "takes more than 1 s to read"),
+    "crashes": ("os.abort()", "the HDF5 library ends with -6"),
+    "stops": ("os._exit(0)", "read only in part"),
+    "lies": ('print(\'{"array": "/a", "dtype": "<f8", "shape": [9]}\')', "buffer"),
+    "lies more": ('print(\'{"array": "/a/b", "dtype": "<f8", "shape": []}12345678\')', "a"),
+    "objects": ('print(\'{"array": "/a", "dtype": "O", "shape": [1]}\\n12345678\')', ""),
+}
+
+
+@needs_h5py
+@pytest.mark.parametrize("kind", PROCESSES)
+def test_a_process_that_does_not_answer(kind, tmp_path, monkeypatch):
+    code, words = PROCESSES[kind]
+    (tmp_path / "process.py").write_text(f"import os, resource, time\n{code}")
+    monkeypatch.setattr(hdf5, "PROCESS", tmp_path / "process.py")
+    monkeypatch.setattr(hdf5, "SECONDS", 1)
+    monkeypatch.setattr(hdf5, "WALL", 2)
+    (tmp_path / "a.h5").write_bytes((KERAS / "keras3.h5").read_bytes())
+    refused(lambda: interop.load_keras_file(tmp_path / "a.h5"), "a.h5: got", words)
+
+
+@needs_h5py
+def test_a_whole_file_is_read_as_h5py_reads_it():
+    import h5py
+
+    tree = hdf5.read(KERAS / "keras3.h5")
+    assert hdf5.read((KERAS / "keras3.h5").read_bytes()).keys() == tree.keys()
+    found = []
+    with h5py.File(KERAS / "keras3.h5") as opened:
+
+        def compare(name, stored):
+            node = tree.at(name)
+            assert node.keys() == stored.keys() if isinstance(node, hdf5.Group) else True
+            if isinstance(stored, h5py.Dataset):
+                np.testing.assert_array_equal(node, stored[...])
+                assert node.dtype == stored.dtype and node.flags.writeable
+                found.append(name)
+
+        opened.visititems(compare)
+        assert list(tree) == list(opened)
+        assert tree.attrs["model_config"] == opened.attrs["model_config"]
+    assert len(found) > 8
 
 
 def test_names_with_many_digits_are_sorted_in_no_time():

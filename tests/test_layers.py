@@ -26,7 +26,7 @@ LAYERS = (
     {"gates", "interop", "losses", "optim", "precision", "provenance", "schema", "timings"},
     {"events", "gpu_tables", "peer_tables"},
     {"keras_files", "layouts", "variants"},
-    {"hdf5"},
+    {"hdf5", "hdf5_process"},
     {"data"},
     {"cells", "streaming"},
     {"gru", "lstm", "rnn"},

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import resource
 import sys
@@ -123,13 +124,16 @@ def case(reader: Reader, seeds: list[Files], name: str, seed: int, number: int) 
     return files
 
 
-def once(read: Callable[[Path], Any], folder: Path, limit: float = 5.0) -> Result:
+def once(
+    read: Callable[[Path], Any], folder: Path, limit: float = 5.0, children: float = math.inf
+) -> Result:
     """Reads a folder as a command line would: an error must become one line.
 
     Args:
       read: the reader.
       folder: what it reads.
-      limit: seconds of processor time.
+      limit: seconds of processor time, of this process and of those that it starts.
+      children: MiB that the largest of these took for valid files.
     """
     kind = ""
 
@@ -143,7 +147,7 @@ def once(read: Callable[[Path], Any], folder: Path, limit: float = 5.0) -> Resul
 
     said = io.StringIO()
     outcome, words = "accepted", ""
-    before, start = _memory(), time.process_time()
+    before, start = _memory(), _seconds()
     try:
         with contextlib.redirect_stderr(said), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -154,10 +158,21 @@ def once(read: Callable[[Path], Any], folder: Path, limit: float = 5.0) -> Resul
         outcome = "refused" if good else "failed"
     except BaseException as error:
         outcome, words = "failed", f"{kind}: {str(error)[:300]}"
-    seconds = time.process_time() - start
+    seconds = _seconds() - start
     if seconds > limit and outcome != "failed":
         outcome, words = "failed", f"took {seconds:.1f} s: {words}"
-    return Result(outcome, kind, words, seconds, _memory(most=True) - before)
+    most = max(_memory(most=True) - before, _children().ru_maxrss / 1024 - children)
+    return Result(outcome, kind, words, seconds, most)
+
+
+def _children() -> resource.struct_rusage:
+    """What the processes took that this one has started and that have ended."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
+def _seconds() -> float:
+    """Processor time so far."""
+    return time.process_time() + _children().ru_utime + _children().ru_stime
 
 
 def _memory(most: bool = False) -> float:
@@ -188,6 +203,7 @@ def main() -> None:
         first = [once(read, written(files, folder / str(k))) for k, files in enumerate(seeds)]
         if not any(result.outcome == "accepted" for result in first):
             raise SystemExit(f"no seed is accepted: {first}")
+        children = _children().ru_maxrss / 1024
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + megabytes * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -197,7 +213,7 @@ def main() -> None:
             with scratch() as own:
                 written(files, own / "in")
                 answer("begun", number)
-                result = once(read, own / "in", limit)
+                result = once(read, own / "in", limit, children)
                 if os.listdir(own) != ["in"]:
                     result = result._replace(outcome="failed", words="it wrote outside")
             answer("ended", number, *result)

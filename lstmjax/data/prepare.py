@@ -208,7 +208,7 @@ class _Member(tarfile.TarInfo):
             raise ValueError(f"{self.name} lies outside of it")
         if not (self.isdir() or self.type in (tarfile.REGTYPE, tarfile.AREGTYPE)):
             raise ValueError(f"{self.name} is neither a file nor a folder")
-        if self.size < 0:
+        if not 0 <= self.size <= ARCHIVE_BYTES:  # tarfile would look for its end for years
             raise ValueError(f"{self.name} takes {self.size:,} bytes")
 
 

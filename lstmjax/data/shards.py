@@ -20,7 +20,7 @@ from typing import Any
 from lstmjax.data import files
 
 TEXT_BYTES = 2**20
-UNPACKED_BYTES = 2**30  # of one split; those of the reviews take 36 MB
+UNPACKED_BYTES = 2**28  # of one split; those of the reviews take 36 MB
 _BLOCK, _BLOCK_HEADER, _CHUNK_HEADER = 2**16, 24, 40
 _ROOM = _BLOCK - _BLOCK_HEADER
 _KINDS = b"srp"  # signature, records, padding
