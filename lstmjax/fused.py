@@ -43,17 +43,16 @@ import jax.numpy as jnp
 from lstmjax import checks
 from lstmjax.bptt import Truncation, over_slots
 from lstmjax.pieces import (
-    before_pieces,
     by_slot,
     cut,
     driven_by_slot,
-    ends_of_pieces,
     first_slot,
     flat,
     hold,
     in_parts,
     joint,
     reset,
+    row_before,
     rows,
     shifted,
     steps_of_a_piece,
@@ -238,12 +237,14 @@ def _tangent(
     # The piece's own output stands for the state's h unless that is kept or told by the gates.
     known_h = how.residuals == "gates" and inputs.w_proj is None
     outputs = None if known_h or how.residuals == "sqrt" else hs
-    before = kept if how.residuals == "sqrt" else _before_pieces(how, inputs, kept, outputs)
+    before = kept if how.residuals == "sqrt" else None
     kept = None if how.residuals == "sqrt" else kept
+    whole = (kept, outputs)
     state, reset_to = varying_like((state, reset_to), (inputs, known, given, state, reset_to))
 
     def piece(state, at):
-        x, dot_x, kept, outputs, of_steps, before = at
+        number, x, dot_x, kept, outputs, of_steps, before = at
+        before = _before(how, number, inputs, *whole) if before is None else before
         own, known = inputs._replace(xs=x, state=before), _Known(*of_steps, *clips)
         steps = _again(how, own, known, kept, outputs)
         parts = _piece_of_tangent(how, own, known, steps)
@@ -251,16 +252,16 @@ def _tangent(
 
     of_steps, clips = known[:3], known[3:]
     at = cut((inputs.xs, given.xs, kept, outputs, of_steps), how.piece)
-    count = len(before.h)
+    count = len(at[0])
+    at = (jnp.arange(count), *at, before)
     if count != 1 or how.residuals != "gates":
         # What a piece computes of its residuals is not kept: that is what the pieces are for.
         piece = jax.checkpoint(
             piece, prevent_cse=count == 1, policy=jax.checkpoint_policies.nothing_saveable
         )
     if count == 1:
-        first = jax.tree.map(lambda a: a[0], (*at, before))
-        return piece(state, first)
-    final, dot_hs = jax.lax.scan(piece, state, (*at, before), reverse=how.reverse)
+        return piece(state, jax.tree.map(lambda a: a[0], at))
+    final, dot_hs = jax.lax.scan(piece, state, at, reverse=how.reverse)
     return final, joint(dot_hs)
 
 
@@ -365,11 +366,12 @@ def _again(how: _How, inputs: _Inputs, known: _Known, kept: Any, outputs: Any) -
     return gates, h_tm1, c_tm1, c
 
 
-def _before_pieces(how: _How, inputs: _Inputs, kept: _Kept, outputs: Any) -> Any:
-    """The state before each of the N pieces, [N, B, ·]."""
-    kept, outputs = ends_of_pieces(how, (kept, outputs))
+def _before(how: _How, number: jax.Array, inputs: _Inputs, kept: _Kept, outputs: Any) -> Any:
+    """The state before piece ``number``, from what was kept of all steps."""
+    first, (kept, outputs) = row_before(how, number, (kept, outputs))
     h = kept.h if kept.h is not None else outputs if outputs is not None else _told(how, kept)
-    return before_pieces(how, inputs.state, type(inputs.state)(h, kept.c))
+    after = type(inputs.state)(h, kept.c)
+    return jax.tree.map(partial(jnp.where, first), inputs.state, after)
 
 
 def _told(how: _How, kept: _Kept) -> jax.Array:

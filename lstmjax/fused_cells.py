@@ -34,17 +34,16 @@ import jax.numpy as jnp
 from lstmjax import checks
 from lstmjax.bptt import Truncation, over_slots
 from lstmjax.pieces import (
-    before_pieces,
     by_slot,
     cut,
     driven_by_slot,
-    ends_of_pieces,
     first_slot,
     flat,
     hold,
     in_parts,
     joint,
     reset,
+    row_before,
     rows,
     shifted,
     steps_of_a_piece,
@@ -181,24 +180,26 @@ def _tangent(
     state, reset_to = jax.tree.map(dense, states, is_leaf=is_zero)
     state, reset_to = varying_like((state, reset_to), (inputs, known, given, state, reset_to))
     kept = kept if kept.h is not None else kept._replace(h=hs)
+    after = type(inputs.state)(kept.h)
 
     def piece(state, at):
-        x, dot_x, kept, known, before = at
+        number, x, dot_x, kept, known = at
+        first, before = row_before(how, number, after)
+        before = jax.tree.map(partial(jnp.where, first), inputs.state, before)
         own = inputs._replace(xs=x, state=before)
         run = _piece_of_tangent(how, own, known, kept)
         return run(given._replace(xs=dot_x), state, reset_to)
 
     at = cut((inputs.xs, given.xs, kept, known), how.piece)
-    ends = type(inputs.state)(ends_of_pieces(how, kept.h))
-    before = before_pieces(how, inputs.state, ends)
-    count = len(before.h)
+    count = len(at[0])
+    at = (jnp.arange(count), *at)
     if count == 1:
-        return piece(state, jax.tree.map(lambda a: a[0], (*at, before)))
+        return piece(state, jax.tree.map(lambda a: a[0], at))
     # What a piece computes of its residuals is not kept: that is what the pieces are for.
     piece = jax.checkpoint(
         piece, prevent_cse=False, policy=jax.checkpoint_policies.nothing_saveable
     )
-    final, dot_hs = jax.lax.scan(piece, state, (*at, before), reverse=how.reverse)
+    final, dot_hs = jax.lax.scan(piece, state, at, reverse=how.reverse)
     return final, joint(dot_hs)
 
 

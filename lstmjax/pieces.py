@@ -12,18 +12,18 @@ from lstmjax.bptt import oldest, spread
 from lstmjax.recurrence import product, zeroed
 from lstmjax.tangents import varying_like
 
-WHOLE = 31  # sequences up to so many steps are one piece
-PIECES = 16
+WHOLE = 31  # sequences up to so many steps are one piece, unless memory is what is asked for
+PIECES = {"gates": 16, "recompute": 40}  # more would take less memory, and a few per cent of time
 
 
 def steps_of_a_piece(steps: int, residuals: str) -> int:
     """How many steps are turned round at a time; a divisor of ``steps`` if one lies near."""
     if residuals == "sqrt":
         aim = max(round(steps**0.5), min(steps, 1))
-    elif steps <= WHOLE:
+    elif steps <= WHOLE and residuals == "gates":
         return steps
     else:
-        aim = -(-steps // PIECES)
+        aim = max(-(-steps // PIECES[residuals]), min(steps, 2))
     near = [n for n in range(max(aim // 2, 2), 2 * aim) if steps % n == 0]
     return min(near, key=lambda n: max(n / aim, aim / n), default=aim)
 
@@ -108,19 +108,28 @@ def at_steps(part: slice, tree: Any) -> Any:
     return jax.tree.map(lambda a: a[part], tree)
 
 
-def ends_of_pieces(how: Any, tree: Any) -> Any:
-    """Arrays [T, …] after every piece that another one follows, [N − 1, …]."""
+def row_before(how: Any, number: jax.Array, tree: Any) -> tuple[jax.Array, Any]:
+    """What arrays [T, …] hold of the step before a piece, read where it stands.
+
+    (The states before all pieces, gathered, would take memory of their own.)
+
+    Args:
+      how: a NamedTuple with ``reverse`` and ``piece``.
+      number: of the piece, 0 … N − 1 in time.
+      tree: arrays of what there is after each step.
+
+    Returns:
+      Whether no piece comes before this one, and rows [...] that mean something where one does.
+    """
     piece = max(how.piece, 1)
-    return at_steps(slice(piece, None, piece) if how.reverse else slice(piece - 1, -1, piece), tree)
+    steps = len(jax.tree.leaves(tree)[0])
+    at = (number + 1) * piece if how.reverse else number * piece - 1
+    within = jnp.clip(at, 0, max(steps - 1, 0))
 
+    def row(a):
+        return a[within] if steps else jnp.zeros(a.shape[1:], a.dtype)
 
-def before_pieces(how: Any, first: Any, ends: Any) -> Any:
-    """The state before each of the N pieces, [N, B, ·], from the first and ``ends_of_pieces``."""
-
-    def joined(first, rest):
-        return jnp.concatenate([rest, first[None]] if how.reverse else [first[None], rest])
-
-    return jax.tree.map(joined, first, ends)
+    return (at >= steps) if how.reverse else (at < 0), jax.tree.map(row, tree)
 
 
 def shifted(how: Any, before: jax.Array, after: jax.Array) -> jax.Array:
