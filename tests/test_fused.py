@@ -130,7 +130,7 @@ def test_nothing_to_run_over_has_a_gradient(steps, batch, residuals, x64):
 
 
 def test_steps_of_a_piece():
-    # A divisor near a sixteenth or a fortieth, near the root for "sqrt"; the aim where none is near.
+    # A divisor near a sixteenth, a fortieth or the root; what was aimed at where none is near.
     of = lambda steps: [steps_of_a_piece(steps, kind) for kind in RESIDUALS]  # noqa: E731
     assert [of(n) for n in (0, 1, 2, 20)] == [[0, 0, 0], [1, 1, 1], [2, 2, 1], [20, 2, 4]]
     assert [of(n) for n in (31, 80, 784)] == [[31, 2, 6], [5, 2, 10], [49, 16, 28]]
