@@ -32,7 +32,7 @@ Config = TypeVar("Config")
 
 # What may be given beside --resume: none of it changes what a run computes.
 RESUMED_WITH = (
-    "resume", "devices", "save_every", "keep", "on_nan", "live",
+    "resume", "devices", "save_every", "keep", "on_nan", "live", "budget",
     "distributed", "coordinator", "num_processes", "process_id",
 )  # fmt: skip
 STOPPED = 75  # the exit code of a run that was asked to end and has saved itself

@@ -1,0 +1,270 @@
+"""Repeat rows of BENCHMARKS.md here, and say whether they come out as recorded.
+
+    python experiments/reproduce.py --row imdb-tf2             one row, by its heading there
+    python experiments/reproduce.py --all --budget 2h          as many as fit, the cheapest first
+    python experiments/reproduce.py --resume runs/reproduce-20260102-030405        go on with that
+    python experiments/reproduce.py --list                     the rows, and what they take
+
+A row is run again with the settings in its records and one of their seeds (another one with
+--seed). Its numbers are held against two things: those of the recorded run with that seed, which
+are equal in every bit where versions and machine are the same, and the interval in which the
+recorded seeds say that 95 % of further runs lie, mean ± t · s · √(1 + 1/n) of n seeds. The exit
+code is 0 where every number lies within, 1 where one does not.
+
+Every run keeps its folder. What is cut short by --budget, by SIGTERM or by a power cut goes on
+where it last saved, with --resume.
+"""
+
+import dataclasses
+import math
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy.special import stdtrit
+from tqdm import tqdm
+
+from lstmjax import cli, tables, verify
+from lstmjax.records import RunError, to_json, write_file
+from lstmjax.schema import SECONDS
+
+RESULTS = Path(__file__).with_name("results")
+UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    row: str | None = None
+    """A row of BENCHMARKS.md, by its heading."""
+    all: bool = False
+    """All rows, the cheapest first."""
+    list: bool = False
+    """Only say which rows there are."""
+    budget: str | None = None
+    """Time for all of it, as 90s, 30m or 2h: what is not expected to fit is left out."""
+    seed: int | None = None
+    """Of the runs; the first recorded one when not given."""
+    devices: int | None = None
+    """Devices of the runs; as many as recorded when not given."""
+    results: str = str(RESULTS)
+    """Folder of the records."""
+    resume: str | None = None
+    """Folder of a repetition to go on with."""
+    out: str | None = None
+    """Folder for the runs, new or empty; a fresh one under runs/ when not given."""
+
+
+class Repeated(NamedTuple):
+    """A metric of a row: what was recorded, and what came out here.
+
+    Attributes:
+      name: the metric's.
+      recorded: of the recorded run with the same seed, or None.
+      now: of the repetition.
+      interval: (lowest, highest) of further runs, or None from a single seed.
+    """
+
+    name: str
+    recorded: float | None
+    now: float
+    interval: tuple[float, float] | None
+
+    @property
+    def within(self) -> bool | None:
+        """Whether it is the recorded number or lies within the interval; None: nobody can say."""
+        if self.now == self.recorded:
+            return True
+        if self.interval is None:
+            return None
+        return self.interval[0] <= self.now <= self.interval[1]
+
+
+# ---- what can be repeated -----------------------------------------------------------------------
+
+
+def rows(results: str | Path) -> dict[str, tables.Group]:
+    """The rows that our experiments can repeat, the cheapest first.
+
+    Raises:
+      RunError: a record that is none.
+    """
+    found = {}
+    for group in tables.load_groups(results):
+        if group.name == "lstmjax" and group.records[0]["experiment"] in verify.TRAINING:
+            found.setdefault(group.row, group)
+    return dict(sorted(found.items(), key=lambda item: seconds(item[1])))
+
+
+def seconds(group: tables.Group) -> float:
+    """How long one run of a row took, the median over its seeds."""
+    return statistics.median(sum(r["seconds"][k] for k in SECONDS) for r in group.records)
+
+
+def parse_budget(text: str | None) -> float:
+    """Seconds of a text such as 90s, 30m, 1.5h; infinitely many of None."""
+    if text is None:
+        return math.inf
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h)", text)
+    if parts is None or float(parts[1]) == 0:
+        raise cli.ConfigError(f"--budget: got {text}, expected a time such as 90s, 30m or 2h")
+    return float(parts[1]) * UNITS[parts[2]]
+
+
+def prediction(values: Sequence[float]) -> tuple[float, float] | None:
+    """In which one more value lies with 95 %, if they come from a normal distribution.
+
+    mean ± t₀.₉₇₅(n − 1) · s · √(1 + 1/n); None of fewer than two, or where one is not finite.
+    """
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values)
+    half *= math.sqrt(1 + 1 / len(values))
+    mean = statistics.fmean(values)
+    return mean - half, mean + half
+
+
+def compared(group: tables.Group, record: Mapping[str, Any]) -> list[Repeated]:
+    """The metrics that a row shows, of a repetition and of its records; not those by epoch."""
+    found = []
+    for name, _, _ in tables.ROWS[group.row].metrics:
+        now = record["metrics"].get(name)
+        if now is None or isinstance(now, list):
+            continue
+        values = [float(value) for value in group.values(name)]
+        same = [r["metrics"][name] for r in group.records if r["seed"] == record["seed"]]
+        recorded = float(same[0]) if same else None
+        found.append(Repeated(name, recorded, float(now), prediction(values)))
+    return found
+
+
+# ---- running ------------------------------------------------------------------------------------
+
+
+def command(group: tables.Group, config: Config, out: Path) -> list[str]:
+    """What runs a row again, or goes on with it where its folder is there."""
+    record = group.records[0]
+    script = str(Path(__file__).with_name(f"{record['experiment']}.py"))
+    if (out / "run.json").exists():
+        return [sys.executable, script, f"--resume={out}"]
+    record = record | {"seed": record["seed"] if config.seed is None else config.seed}
+    settings = record["config"] | {"seed": record["seed"], "seeds": 1, "sweep": None}
+    settings = {k: v for k, v in settings.items() if k in record["config"] or k == "seed"}
+    devices = config.devices or record["environment"]["devices"]
+    environment = record["environment"] | {"devices": devices}
+    asked = verify.flags(record | {"config": settings, "environment": environment})
+    return [sys.executable, script, *asked, f"--out={out}"]
+
+
+def repeat(group: tables.Group, config: Config, out: Path, limit: float) -> dict[str, Any] | None:
+    """Runs a row to its end; its record, or None where the time was over before.
+
+    Raises:
+      RunError: the run failed; its last line is in the message.
+    """
+    if not (out / "record.json").exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        log = out.with_suffix(".log")
+        with log.open("ab") as said:
+            child = subprocess.Popen(
+                command(group, config, out), stdout=said, stderr=subprocess.STDOUT
+            )
+            try:
+                code = child.wait(None if math.isinf(limit) else limit)
+            except subprocess.TimeoutExpired:
+                child.send_signal(signal.SIGTERM)  # it saves itself
+                code = child.wait()
+            except BaseException:
+                child.send_signal(signal.SIGTERM)
+                child.wait()
+                raise
+        if code in (cli.STOPPED, -signal.SIGTERM):  # saved, or not begun yet
+            return None
+        if code:
+            last = log.read_text(errors="replace").strip().splitlines() or ["nothing said"]
+            raise RunError(f"{group.row} ended with exit code {code}: {last[-1]}")
+    return tables.load(out / "record.json")
+
+
+def told(group: tables.Group, record: Mapping[str, Any]) -> list[str]:
+    """What is to be said of a row that was repeated."""
+    lines = []
+    for metric in compared(group, record):
+        words = {True: "within", False: "OUTSIDE", None: "no interval from a single seed"}
+        interval = metric.interval or (math.nan, math.nan)
+        ours = "the same in every bit" if metric.now == metric.recorded else f"{metric.recorded}"
+        ours = "no run of this seed" if metric.recorded is None else ours
+        lines.append(
+            f"  {metric.name}: {metric.now!r}; recorded: {ours}; "
+            f"further runs: {interval[0]:.6g} to {interval[1]:.6g}; {words[metric.within]}"
+        )
+    now = sum(record["seconds"][k] for k in SECONDS)
+    lines.append(f"  {now:.0f} s, recorded {seconds(group):.0f} s")
+    return lines
+
+
+def folder_of(config: Config) -> Path:
+    """The folder of all runs, which says what was asked for."""
+    if config.resume is not None:
+        return Path(config.resume)
+    path = Path(config.out or f"runs/reproduce-{datetime.now():%Y%m%d-%H%M%S}")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(f"--out: {path} exists and is not empty: choose another --out")
+    path.mkdir(parents=True, exist_ok=True)
+    write_file(path / "config.json", to_json(dataclasses.asdict(config)))
+    return path
+
+
+def run(config: Config) -> int:
+    """Repeats what is asked for; the exit code."""
+    cli.check_counts(config, "devices")
+    cli.check_counts(config, "seed", least=0)
+    end = time.monotonic() + parse_budget(config.budget)
+    known = rows(config.results)
+    if config.list:
+        for name, group in known.items():
+            print(f"{name:20} {seconds(group):6.0f} s a run, {len(group.records)} seeds")
+        return 0
+    if config.all == (config.row is not None):
+        raise cli.ConfigError("--row: got both or none of --row and --all, expected one of them")
+    if config.row is not None and config.row not in known:
+        raise cli.ConfigError(f"--row: got {config.row}, expected one of {', '.join(known)}")
+    chosen = known if config.all else {config.row: known[config.row]}
+    folder = folder_of(config)
+    outside, left = [], []
+    bar = tqdm(chosen.items(), unit=" rows", disable=None)
+    for name, group in bar:
+        bar.set_postfix_str(name)
+        out, remaining = folder / name, end - time.monotonic()
+        if not (out / "record.json").exists() and seconds(group) > remaining:
+            left.append(name)
+            continue
+        record = repeat(group, config, out, remaining)
+        if record is None:
+            left.append(name)
+            continue
+        tqdm.write("\n".join([f"{name}, seed {record['seed']}", *told(group, record)]))
+        results = compared(group, record)
+        outside += [f"{name} {metric.name}" for metric in results if metric.within is False]
+        summary = {"row": name, "results": [metric._asdict() for metric in results]}
+        write_file(out / "reproduced.json", to_json(summary))
+    if left:
+        print(f"left out for time: {', '.join(left)}; --resume {folder} goes on")
+    done = len(chosen) - len(left)
+    verdict = f"outside: {', '.join(outside)}" if outside else "none outside of its interval"
+    print(f"{done} of {len(chosen)} rows repeated; {verdict}; runs in {folder}")
+    return int(bool(outside))
+
+
+def main() -> None:
+    sys.exit(run(cli.parse(Config, description=__doc__)))
+
+
+if __name__ == "__main__":
+    cli.main(main)

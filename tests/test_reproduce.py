@@ -1,0 +1,202 @@
+"""Rows that are repeated: what is run, what is compared with what, and what the budget leaves."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+import reproduce  # noqa: E402
+
+from lstmjax import tables  # noqa: E402
+from lstmjax.records import RunError  # noqa: E402
+
+RESULTS = ROOT / "experiments" / "results"
+
+
+def script(*flags):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / "reproduce.py"), *map(str, flags)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.fixture
+def results(tmp_path):
+    """The committed records of sin-tf1, and of one row that takes longer."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for row in ("sin-tf1", "sin-keras"):
+        for seed in range(3):
+            shutil.copy(RESULTS / f"{row}-seed{seed}.json", folder)
+    return folder
+
+
+def change(folder, row, **metrics):
+    for seed in range(3):
+        path = folder / f"{row}-seed{seed}.json"
+        record = json.loads(path.read_text())
+        for name, value in metrics.items():
+            record["metrics"][name] = value(seed)
+        path.write_text(json.dumps(record))
+
+
+def test_the_interval_of_one_more_run():
+    values = [0.81, 0.85, 0.83, 0.84]
+    low, high = reproduce.prediction(values)
+    spread = stats.tstd(values) * (1 + 1 / 4) ** 0.5
+    want = stats.t.interval(0.95, 3, loc=sum(values) / 4, scale=spread)
+    assert (low, high) == pytest.approx(want, rel=1e-12)
+    assert reproduce.prediction([1.0]) is None
+    assert reproduce.prediction([1.0, float("nan"), 2.0]) is None
+
+
+@pytest.mark.parametrize(
+    ("now", "recorded", "interval", "within"),
+    [
+        (1.0, 1.0, None, True),
+        (1.0, 1.0, (2.0, 3.0), True),  # the same bits, whatever the others gave
+        (1.0, 1.1, None, None),
+        (1.0, 1.1, (0.9, 1.2), True),
+        (1.0, 1.1, (1.05, 1.2), False),
+        (float("nan"), 1.1, (1.05, 1.2), False),
+    ],
+)
+def test_what_lies_within(now, recorded, interval, within):
+    assert reproduce.Repeated("mse", recorded, now, interval).within is within
+
+
+def test_rows_come_by_what_they_take(results):
+    found = reproduce.rows(results)
+    assert list(found) == ["sin-tf1", "sin-keras"]
+    first = reproduce.seconds(found["sin-tf1"])
+    totals = sorted(sum(r["seconds"].values()) for r in found["sin-tf1"].records)
+    assert first == totals[1]
+
+
+def test_a_row_is_held_against_its_own_seed_and_all_of_them(results):
+    change(results, "sin-tf1", mse=lambda seed: 1.0 + seed, source_loss=lambda seed: 5.0)
+    group = reproduce.rows(results)["sin-tf1"]
+    record = {"seed": 2, "metrics": {"mse": 3.5, "source_loss": 5.5}}
+    mse, loss = reproduce.compared(group, record)
+    assert (mse.name, mse.recorded, mse.now, mse.within) == ("mse", 3.0, 3.5, True)
+    assert mse.interval == reproduce.prediction([1.0, 2.0, 3.0])
+    assert (loss.recorded, loss.interval, loss.within) == (5.0, (5.0, 5.0), False)
+    other, _ = reproduce.compared(group, record | {"seed": 7})
+    assert other.recorded is None and other.within
+
+
+def test_the_command_has_the_settings_of_the_record(results):
+    group = tables.Group("imdb-tf2", "lstmjax", (), ())
+    record = tables.load(RESULTS / "imdb-tf2-seed1.json")
+    group = group.__class__("imdb-tf2", "lstmjax", (record,), ())
+    words = reproduce.command(group, reproduce.Config(seed=5, devices=1), Path("x"))
+    assert words[1].endswith("imdb.py") and words[-1] == "--out=x"
+    assert {"--seed=5", "--devices=1", "--data=tfds", "--no-mask", "--epochs=4"} <= set(words)
+    assert "--seed=1" in reproduce.command(group, reproduce.Config(), Path("x"))
+
+
+def test_a_row_is_run_again(results, tmp_path):
+    """Its numbers lie within; beside records of other numbers, the same run does not."""
+    done = script("--row", "sin-tf1", "--results", results, "--out", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    assert "none outside of its interval" in done.stdout
+    summary = json.loads((tmp_path / "a" / "sin-tf1" / "reproduced.json").read_text())
+    now = {metric["name"]: metric["now"] for metric in summary["results"]}
+    assert now["source_loss"] == pytest.approx(20 * now["mse"], rel=1e-5)
+    recorded = tables.load(RESULTS / "sin-tf1-seed0.json")["metrics"]["mse"]
+    assert now["mse"] == pytest.approx(recorded, rel=1e-2)  # other processors, other last bits
+
+    change(results, "sin-tf1", mse=lambda seed: 7.0 + seed / 1000)
+    again = script("--resume", tmp_path / "a")  # the run is there: nothing is trained
+    assert again.returncode == 1
+    assert "outside: sin-tf1 mse; " in again.stdout
+    assert again.stdout.count("OUTSIDE") == 1
+
+
+def test_the_budget_leaves_out_what_does_not_fit(results, tmp_path):
+    for name in ("sin-tf1", "sin-keras"):
+        for seed in range(3):
+            path = results / f"{name}-seed{seed}.json"
+            record = json.loads(path.read_text())
+            record["seconds"]["train"] = 1e5
+            path.write_text(json.dumps(record))
+    done = script("--all", "--budget", "30s", "--results", results, "--out", tmp_path / "a")
+    assert done.returncode == 0, done.stderr
+    assert "left out for time: sin-tf1, sin-keras; --resume" in done.stdout
+    assert "0 of 2 rows repeated" in done.stdout
+    assert os.listdir(tmp_path / "a") == ["config.json"]
+
+
+WAITS = "import signal, sys, time\n{}\ntime.sleep(60)"
+ENDS = {
+    "saves itself": WAITS.format("signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))"),
+    "has not begun": WAITS.format(""),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_a_run_that_is_cut_short_goes_on(kind, results, tmp_path, monkeypatch):
+    group, out = reproduce.rows(results)["sin-tf1"], tmp_path / "a" / "sin-tf1"
+    words = reproduce.command(group, reproduce.Config(), out)
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce, "command", lambda *_: [sys.executable, "-c", ENDS[kind]])
+        assert reproduce.repeat(group, reproduce.Config(), out, 3.0) is None
+    assert words[-1] == f"--out={out}" and "--updates=200" in words
+    out.mkdir()
+    (out / "run.json").write_text("{}")
+    assert reproduce.command(group, reproduce.Config(), out)[2:] == [f"--resume={out}"]
+
+
+def test_a_run_that_fails_says_how(results, tmp_path, monkeypatch):
+    group, fails = reproduce.rows(results)["sin-tf1"], "print(1); raise SystemExit('error: no')"
+    monkeypatch.setattr(reproduce, "command", lambda *_: [sys.executable, "-c", fails])
+    with pytest.raises(RunError, match="^sin-tf1 ended with exit code 1: error: no$"):
+        reproduce.repeat(group, reproduce.Config(), tmp_path / "a", float("inf"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--row", "sin"], "--row: got sin, expected one of sin-tf1, sin-keras"),
+        ([], "--row: got both or none of --row and --all, expected one of them"),
+        (["--all", "--row", "sin-tf1"], "got both or none"),
+        (["--all", "--budget", "2 days"], "--budget: got 2 days, expected a time such as 90s"),
+        (["--all", "--budget", "0s"], "--budget: got 0s, expected a time"),
+        (["--all", "--out", "full"], "exists and is not empty"),
+        (["--all", "--seed", "-1"], "seed: got -1"),
+    ],
+)
+def test_what_cannot_be_asked_for(flags, said, results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("full").mkdir()
+    Path("full/x").write_text("mine")
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *flags, "--results", str(results)])
+    with pytest.raises((ValueError, RunError)) as ended:
+        reproduce.main()
+    assert said in str(ended.value) and "\n" not in str(ended.value)
+    assert Path("full/x").read_text() == "mine" and not Path("runs").exists()
+
+
+def test_a_wrong_row_is_one_line(results):
+    done = script("--row", "sin", "--results", results)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --row: got sin, expected one of sin-tf1, sin-keras\n"
+
+
+def test_rows_are_listed(results, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", "--list", "--results", str(results)])
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main()
+    assert not ended.value.code
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["sin-tf1", "sin-keras"]
+    assert all(line.endswith("3 seeds") for line in lines)
