@@ -202,7 +202,7 @@ def make_model(config: Config) -> SequenceModel:
     )
 
 
-def make_optimiser(config: Config):
+def make_optimiser(config: Config, updates: int | None = None):
     adam = optim.tf_adam(config.learning_rate)  # Keras's Adam
     return optim.clipped(adam, config.clip_norm)
 
@@ -364,7 +364,8 @@ def run_lanes(config: Config) -> None:
             make_optimiser,
             splits,
             "reviews",
-            config.drop_remainder,
+            test_every_epoch=config.test_every_epoch,
+            drop_remainder=config.drop_remainder,
         ),
         make_dataset(whole.name, whole.source, described, whole.vocabulary),
         row=matching_row(dataclasses.replace(config, seeds=1), ROWS),

@@ -16,31 +16,27 @@ test images once, at the end.
 Without prepared data and without a network the digits are rendered ones, and said to be so.
 """
 
-import contextlib
 import dataclasses
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from lstmjax import (
+    classifier,
     cli,
     diagnose,
     distributed,
     lanes,
     losses,
     optim,
-    parallel,
     reproducible,
-    train,
 )
 from lstmjax.data import Dataset, mnist
-from lstmjax.keeper import Keeper, save_every
-from lstmjax.lane_classifiers import Problem, Split, classify
+from lstmjax.keeper import save_every
+from lstmjax.lane_classifiers import Problem, Split
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, gate_bias
-from lstmjax.records import matching_row, params_sha256
-from lstmjax.scores import Scores, finish
+from lstmjax.records import matching_row
 from lstmjax.variants import VARIANTS
 
 
@@ -183,7 +179,7 @@ def make_model(config: Config) -> SequenceModel:
     )
 
 
-def make_optimiser(config: Config):
+def make_optimiser(config: Config, updates: int):
     adam = optim.tf_adam(config.learning_rate, eps=1e-8)  # TensorFlow 1's Adam
     return optim.clipped(adam, config.clip_norm)
 
@@ -201,6 +197,33 @@ def make_loss(model: SequenceModel, config: Config):
     return loss_fn
 
 
+def make_problem(config: Config, dataset: Dataset) -> Problem:
+    model = make_model(config)
+    one_image = jnp.zeros((1, *dataset.splits["train"]["image"].shape[1:]))
+
+    def diagnosis(few):
+        return diagnose.Diagnosis(
+            config.diagnose,
+            model,
+            LOSSES[config.loss],
+            few["image"].astype("float32") / 255,
+            few["label"],
+            clip_norm=config.clip_norm,
+        )
+
+    names = ["train", "test"] + ["validation"] * (config.validation_size > 0)
+    return Problem(
+        make_loss(model, config),
+        lambda key: model.init(key, one_image)["params"],
+        make_optimiser,
+        {split: Split.whole(dataset.splits[split]) for split in names},
+        "images",
+        diagnosis,
+        test_every_epoch=config.test_every_epoch,
+        at_most=100,
+    )
+
+
 def run(config: Config) -> None:
     check(config)
     reproducible.ask(config.deterministic)
@@ -210,122 +233,8 @@ def run(config: Config) -> None:
         permutation=config.permutation if config.layout == "permuted" else None,
         validation_size=config.validation_size,
     ).first(config.limit)
-    if lanes.asked_for(config):
-        return run_lanes(config, dataset)
-    print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}")
-    devices = parallel.use_devices(config.devices)
-    clock = train.Clock()
-
-    model = make_model(config)
-    loss_fn = make_loss(model, config)
-    tx = make_optimiser(config)
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    one_image = jnp.zeros((1, *dataset.splits["train"]["image"].shape[1:]))
-    params = model.init(init_key, one_image)["params"]
-    distributed.check_same(data=dataset.sha256, weights=params_sha256(params))
-    state = train.init_state(params, tx, step_key)
-    few = {name: a[: diagnose.ROWS] for name, a in dataset.splits["train"].items()}
-    diagnosis = diagnose.Diagnosis(
-        config.diagnose,
-        model,
-        LOSSES[config.loss],
-        few["image"].astype("float32") / 255,
-        few["label"],
-        clip_norm=config.clip_norm,
-    )
-    diagnosis.look("initialisation", params)
-
-    # One step for any number of devices; many steps in one compiled call, on data that stays put.
-    step = train.make_train_step(
-        loss_fn,
-        tx,
-        axis_name=parallel.AXIS,
-        of_gradient=diagnosis.of_gradient,
-        on_nan=config.on_nan,
-    )
-    advance = parallel.runner(step, devices, clock)
-    advance = reproducible.checked(advance, config.deterministic)
-    evaluate = parallel.evaluator(lambda p, batch: loss_fn(p, batch)[1], devices, clock)
-    data = {name: dataset.splits["train"][name] for name in ("image", "label")}
-    size, data = len(data["label"]), parallel.place(data, devices)
-
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(distributed.open_run("mnist", config))
-        scores, seen = Scores(folder), train.Tally()
-        parts = {"scores": scores.epochs, "epoch": seen, "seconds": clock.seconds}
-        keeper = stack.enter_context(Keeper(folder, config, parts | {"diagnosis": diagnosis}))
-        state = parallel.place(keeper.restored(state), devices)
-        done = (keeper.epoch - 1) * size
-        hidden = distributed.quiet()
-        bar = tqdm(total=config.epochs * size, initial=done, unit=" images", disable=hidden)
-        for epoch in keeper.epochs(config.epochs):
-            pieces = train.plan_epoch(
-                size,
-                config.batch_size,
-                seed=config.seed,
-                epoch=epoch,
-                multiple=len(devices),
-                at_most=100,
-            )
-            for piece in parallel.ahead(keeper.left(pieces), devices):
-                state, metrics = advance(state, data, piece)
-                metrics = keeper.checked(state, metrics)
-                now = losses.means(metrics)
-                folder.log(int(state.step), epoch=epoch, **now)
-                diagnosis.log(int(state.step), metrics)
-                bar.update(int(metrics["loss"][1].sum()))
-                bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
-                seen.add(metrics)
-                keeper.after_piece(state)
-            scores.add("train", int(state.step), epoch, losses.means(seen.take()))
-            splits = ["validation"] if config.validation_size else []
-            # The test split is scored once, after the last epoch, unless asked for.
-            splits += ["test"] if config.test_every_epoch or epoch == config.epochs else []
-            for split in splits:
-                means = evaluate(state.params, dataset.splits[split])
-                scores.add(split, int(state.step), epoch, means)
-            keeper.after_epoch(state, scores.last("validation"), last=epoch == config.epochs)
-        bar.close()
-        if not distributed.is_main():
-            return
-
-        title = f"{config.cell} on {dataset.title}"
-        params = parallel.fetch(state.params)
-        diagnosis.look("trained", params)
-        finish(
-            folder,
-            scores,
-            params,
-            title=title,
-            dataset=dataset,
-            seconds=clock.seconds,
-            seed=config.seed,
-            devices=devices,
-            row=matching_row(config, ROWS),
-            more=diagnosis.finish(folder, title) | keeper.numbers(),
-        )
-
-
-def run_lanes(config: Config, dataset: Dataset) -> None:
-    """``run`` for many seeds, or values to choose from."""
-    names = ["train", "test"] + ["validation"] * (config.validation_size > 0)
-    splits = {split: Split.whole(dataset.splits[split]) for split in names}
-    model = make_model(config)
-    shape = 1, *dataset.splits["train"]["image"].shape[1:]
-    classify(
-        "mnist",
-        config,
-        Problem(
-            make_loss(model, config),
-            lambda key: model.init(key, jnp.zeros(shape))["params"],
-            make_optimiser,
-            splits,
-            "images",
-            at_most=100,
-        ),
-        dataset,
-        row=matching_row(dataclasses.replace(config, seeds=1), ROWS),
-    )
+    row = matching_row(dataclasses.replace(config, seeds=1), ROWS)
+    classifier.classify("mnist", config, make_problem(config, dataset), dataset, row=row)
 
 
 if __name__ == "__main__":

@@ -302,7 +302,7 @@ def labels(value, count=8):
 PLANTED = lane_classifiers.Problem(
     guess,
     lambda key: {"w": jnp.zeros(())},
-    lambda config: optax.sgd(config.learning_rate),
+    lambda config, updates: optax.sgd(config.learning_rate),
     # The larger rate is right on all of the test split, and wrong on all of validation.
     {"train": labels(1), "validation": labels(0), "test": labels(1)},
     "answers",

@@ -11,8 +11,9 @@ PACKAGE = ROOT / "lstmjax"
 # From top to bottom: a module imports from the lines below its own, never from its own line or from
 # above. A new file of lstmjax has to be given its place here.
 LAYERS = (
+    {"classifier"},
     {"lane_classifiers", "lane_series", "results"},
-    {"lane_runs", "scores", "verify"},
+    {"bag", "lane_runs", "scores", "verify"},
     {"keeper"},
     {"compare", "diagnose", "distributed", "lanes", "reviewer"},
     {"checkpoint", "cli", "diagnostic_plots", "flow_plots", "tables", "truncation_plots"},

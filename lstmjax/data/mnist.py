@@ -7,11 +7,10 @@ another order, so the validation split here is the first 5,000 *in TFDS's order*
 
 import hashlib
 import os
-from collections.abc import Callable
 
 import numpy as np
 
-from lstmjax.data import cache, offline, prepared
+from lstmjax.data import cache, offline, permutations, prepared
 from lstmjax.data.dataset import Dataset, check_choice, check_int, make_dataset
 
 LAYOUTS = ("rows", "pixels", "permuted")
@@ -111,49 +110,23 @@ def _lay_out(images: np.ndarray, layout: str, permutation_name: str | None) -> n
     return pixels[..., None]
 
 
-def permutation(name: str) -> np.ndarray:
-    """One of the orders of pixels that "permuted MNIST" stands for in papers; int64 `[784]`.
+# In the words of the papers; experiments/smnist.py has the names that need no quotes in a shell.
+PERMUTATIONS = {
+    "RandomState(92916)": "numpy-92916",
+    "torch12008": "torch-12008",
+    "RandomState(0)": "numpy-0",
+    "bit_reversal": "bit-reversal",
+}
 
-    | name                 | used by                       | what it is                 |
-    |----------------------|-------------------------------|----------------------------|
-    | `RandomState(92916)` | expRNN (Lezcano-Casado, 2019) | NumPy's legacy generator   |
-    | `torch12008`         | coRNN (Rusch & Mishra, 2021)  | `torch.randperm` on a CPU  |
-    | `RandomState(0)`     | LMU (Voelker et al., 2019)    | NumPy's legacy generator   |
-    | `bit_reversal`       | S4 (Gu et al., 2022), S5      | bits of the index reversed |
+
+def permutation(name: str) -> np.ndarray:
+    """One of the orders of `lstmjax.data.permutations`; int64 `[784]`.
+
+    Args:
+      name: "RandomState(92916)", "torch12008", "RandomState(0)" or "bit_reversal".
 
     Raises:
       ValueError: an unknown name.
     """
     check_choice("permutation", name, tuple(PERMUTATIONS))
-    return PERMUTATIONS[name]()
-
-
-def _random_state(seed: int) -> np.ndarray:
-    return np.random.RandomState(seed).permutation(PIXELS).astype(np.int64)
-
-
-def _torch_randperm(seed: int) -> np.ndarray:
-    """What `torch.manual_seed(seed); torch.randperm(784)` gives on a CPU (checked with 2.13).
-
-    Both libraries seed the same Mersenne Twister with an integer in the same way; torch then swaps
-    place i with place i + (32 bits mod what is left).
-    """
-    draws = np.frombuffer(np.random.RandomState(seed).bytes(4 * (PIXELS - 1)), "<u4")
-    order = np.arange(PIXELS)
-    for i, draw in enumerate(draws):
-        j = i + int(draw) % (PIXELS - i)
-        order[i], order[j] = order[j], order[i]
-    return order
-
-
-def _bit_reversal() -> np.ndarray:
-    """0 … 783 in the order of their ten bits read backwards."""
-    return np.array(sorted(range(PIXELS), key=lambda i: int(f"{i:010b}"[::-1], 2)), np.int64)
-
-
-PERMUTATIONS: dict[str, Callable[[], np.ndarray]] = {
-    "RandomState(92916)": lambda: _random_state(92916),
-    "torch12008": lambda: _torch_randperm(12008),
-    "RandomState(0)": lambda: _random_state(0),
-    "bit_reversal": _bit_reversal,
-}
+    return permutations.permutation(PERMUTATIONS[name], PIXELS)
