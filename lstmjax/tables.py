@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lstmjax import (
     flow_tables,
@@ -26,6 +26,7 @@ from lstmjax import (
 from lstmjax.data import files
 from lstmjax.data.dataset import one_line
 from lstmjax.records import RunError, validate
+from lstmjax.rows import ROWS, SOURCES, Row
 from lstmjax.schema import SECONDS
 from lstmjax.seeds import apart, seeds_of
 from lstmjax.truncation_tables import section as truncation_section
@@ -40,72 +41,6 @@ _LATER = {"on_nan": "stop"}
 # What the metrics of experiments/parity.py are called, and how a column is headed.
 _DTYPES = ("float64", "float32")
 _ERRORS = {"value": "values", "gradient": "gradients", "train": "20 steps"}
-
-
-class Row(NamedTuple):
-    """A section of BENCHMARKS.md: one program of the sources."""
-
-    title: str
-    source: str
-    metrics: tuple[tuple[str, str, str], ...]  # key, label, format; the first one goes to README.md
-    note: str
-
-
-_ACCURACY = ("test_accuracy", "test accuracy", ".4f")
-_EPOCHS = ("test_accuracy_epochs", "test accuracy after each epoch", ".3f")
-_FORECAST = (
-    ("rmse_window", "RMSE of 50 steps, window re-run", ".1e"),
-    ("rmse_carried", "RMSE of 50 steps, state carried", ".1e"),
-    ("train_mse", "training MSE", ".1e"),
-)
-_NO_NUMBER = "The source states no number."
-
-ROWS = {
-    "sin-tf1": Row(
-        "cos from sin, one LSTM(10) with its state carried, 200 updates", "000 (TensorFlow 1)",
-        (("mse", "MSE", ".5f"), ("source_loss", "the source's loss (20 × MSE)", ".4f")),
-        _NO_NUMBER,
-    ),
-    "sin-keras": Row(
-        "cos from sin, one stateful LSTM(20), 501 updates", "001 (Keras 1)",
-        (
-            ("mse", "MSE", ".5f"),
-            ("mse_advanced", "MSE with the state advanced twice, as published", ".5f"),
-        ),
-        _NO_NUMBER + " Its `predict` after each update advances the state once more.",
-    ),
-    "imdb-tf2": Row(
-        "IMDB reviews, two LSTMs(64) on the last 80 words, 4 epochs", "002 (TensorFlow 2)",
-        (_ACCURACY, _EPOCHS), _NO_NUMBER + " Validation is held out from the training reviews.",
-    ),
-    "imdb-tf2-gru": Row(
-        "the same with GRU cells", "002 (TensorFlow 2)", (_ACCURACY, _EPOCHS), _NO_NUMBER
-    ),
-    "imdb-tf2-rnn": Row(
-        "the same with the simple RNN cell", "002 (TensorFlow 2)", (_ACCURACY, _EPOCHS), _NO_NUMBER
-    ),
-    "imdb-tf2-source": Row(
-        "IMDB reviews under the source's own protocol", "002 (TensorFlow 2)",
-        (_ACCURACY, _EPOCHS),
-        "All 25,000 training reviews train, and the test reviews are scored after each epoch.",
-    ),
-    "forecast-rnn": Row(
-        "sin forecast by a linear RNN(64), 100 epochs", "003 (TensorFlow 1)", _FORECAST, _NO_NUMBER
-    ),
-    "forecast-lstm": Row(
-        "sin forecast by one LSTM(128), 50 epochs", "003 (TensorFlow 1)", _FORECAST, _NO_NUMBER
-    ),
-    "mnist-tf1": Row(
-        "MNIST by rows, LSTM(100), softmax applied twice, 10 epochs", "004 (TensorFlow 1)",
-        (_ACCURACY, _EPOCHS),
-        "Two public runs of the source's code print, after epochs 1 to 6, 0.743 0.811 0.832 0.835 "
-        "0.916 0.927 and 0.702 0.798 0.820 0.832 0.902 0.917.",
-    ),
-    "mnist-corrected": Row(
-        "MNIST by rows with one softmax, 10 epochs", "004 (TensorFlow 1), corrected",
-        (_ACCURACY, _EPOCHS), _NO_NUMBER,
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -280,7 +215,8 @@ def _section(row: str, spec: Row, groups: Sequence[Group]) -> list[str]:
     """One program's table, and below it where each of its lines comes from."""
     labels = [label for _, label, _ in spec.metrics]
     head = ["", *labels, "seeds", "compile s", "train s", "eval s", "total s", "data"]
-    lines = [f"## {row}: {spec.title}", "", f"Source program {spec.source}. {spec.note}", ""]
+    kind = "Source program" if row in SOURCES else "Source:"
+    lines = [f"## {row}: {spec.title}", "", f"{kind} {spec.source}. {spec.note}", ""]
     lines += [_line(head), _line(["---"] * len(head))]
     for group in groups:
         cells = [summary(group.values(key), form) for key, _, form in spec.metrics]

@@ -24,7 +24,7 @@ LAYERS = (
     {"timing_plots", "timing_tables"},
     {"linen", "updates"},
     {"train"},
-    {"gates", "interop", "losses", "optim", "precision", "provenance", "schema", "timings"},
+    {"gates", "interop", "losses", "optim", "precision", "provenance", "rows", "schema", "timings"},
     {"events", "gpu_tables", "peer_tables"},
     {"keras_files", "layouts", "variants"},
     {"hdf5", "hdf5_process"},

@@ -54,7 +54,7 @@ def command(monkeypatch, tmp_path, capsys):
 
 def test_every_row_of_the_tables_is_a_program(peers):
     rows = typing.get_args(typing.get_type_hints(peers.Config)["row"])
-    assert sorted(rows) == sorted(peers.PROGRAMS) == sorted(tables.ROWS)
+    assert sorted(rows) == sorted(peers.PROGRAMS) == sorted(tables.SOURCES)
 
 
 def test_updates_and_epochs_are_those_of_our_programs(peers):

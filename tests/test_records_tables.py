@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import statistics
 from pathlib import Path
@@ -12,6 +13,8 @@ from tiny_records import ENVIRONMENT, SECONDS, SHA, fill_benchmark_folder, write
 
 from lstmjax import results, tables
 from lstmjax.records import RunError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -188,6 +191,16 @@ def test_summary_of_numbers_and_lists():
     assert tables.summary([[1.0, 5.0], [3.0, 5.5]], ".1f") == "2.0 5.2 (± ≤ 1.4)"
     with pytest.raises(RunError, match="lists of different lengths"):
         tables.summary([[1.0], [1.0, 2.0]], ".1f")
+
+
+def test_every_row_is_what_a_script_calls_its_program():
+    scripts = ("sin", "forecast", "imdb", "mnist", "smnist", "baselines")
+    programs = [
+        row
+        for name in scripts
+        for row in runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["ROWS"]
+    ]
+    assert sorted(programs) == sorted(tables.ROWS)
 
 
 def test_every_row_can_be_written(tmp_path):

@@ -1,0 +1,139 @@
+"""The programs that BENCHMARKS.md has a section for, each with the metrics that it shows.
+
+``SOURCES`` are the programs of five published tutorials, which peers run as well; ``TASKS`` are the
+tasks of papers, and the baselines that a recurrent network has to beat there.
+"""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A section of BENCHMARKS.md: one program, with its seeds and its peers.
+
+    Attributes:
+      title: what it is, in words.
+      source: where its setting comes from.
+      metrics: (key, label, format) of each that is shown; the first one goes to README.md.
+      note: what else is to be said.
+    """
+
+    title: str
+    source: str
+    metrics: tuple[tuple[str, str, str], ...]
+    note: str
+
+
+_ACCURACY = ("test_accuracy", "test accuracy", ".4f")
+_EPOCHS = ("test_accuracy_epochs", "test accuracy after each epoch", ".3f")
+_FORECAST = (
+    ("rmse_window", "RMSE of 50 steps, window re-run", ".1e"),
+    ("rmse_carried", "RMSE of 50 steps, state carried", ".1e"),
+    ("train_mse", "training MSE", ".1e"),
+)
+_NO_NUMBER = "The source states no number."
+
+SOURCES = {
+    "sin-tf1": Row(
+        "cos from sin, one LSTM(10) with its state carried, 200 updates", "000 (TensorFlow 1)",
+        (("mse", "MSE", ".5f"), ("source_loss", "the source's loss (20 × MSE)", ".4f")),
+        _NO_NUMBER,
+    ),
+    "sin-keras": Row(
+        "cos from sin, one stateful LSTM(20), 501 updates", "001 (Keras 1)",
+        (
+            ("mse", "MSE", ".5f"),
+            ("mse_advanced", "MSE with the state advanced twice, as published", ".5f"),
+        ),
+        _NO_NUMBER + " Its `predict` after each update advances the state once more.",
+    ),
+    "imdb-tf2": Row(
+        "IMDB reviews, two LSTMs(64) on the last 80 words, 4 epochs", "002 (TensorFlow 2)",
+        (_ACCURACY, _EPOCHS), _NO_NUMBER + " Validation is held out from the training reviews.",
+    ),
+    "imdb-tf2-gru": Row(
+        "the same with GRU cells", "002 (TensorFlow 2)", (_ACCURACY, _EPOCHS), _NO_NUMBER
+    ),
+    "imdb-tf2-rnn": Row(
+        "the same with the simple RNN cell", "002 (TensorFlow 2)", (_ACCURACY, _EPOCHS), _NO_NUMBER
+    ),
+    "imdb-tf2-source": Row(
+        "IMDB reviews under the source's own protocol", "002 (TensorFlow 2)",
+        (_ACCURACY, _EPOCHS),
+        "All 25,000 training reviews train, and the test reviews are scored after each epoch.",
+    ),
+    "forecast-rnn": Row(
+        "sin forecast by a linear RNN(64), 100 epochs", "003 (TensorFlow 1)", _FORECAST, _NO_NUMBER
+    ),
+    "forecast-lstm": Row(
+        "sin forecast by one LSTM(128), 50 epochs", "003 (TensorFlow 1)", _FORECAST, _NO_NUMBER
+    ),
+    "mnist-tf1": Row(
+        "MNIST by rows, LSTM(100), softmax applied twice, 10 epochs", "004 (TensorFlow 1)",
+        (_ACCURACY, _EPOCHS),
+        "Two public runs of the source's code print, after epochs 1 to 6, 0.743 0.811 0.832 0.835 "
+        "0.916 0.927 and 0.702 0.798 0.820 0.832 0.902 0.917.",
+    ),
+    "mnist-corrected": Row(
+        "MNIST by rows with one softmax, 10 epochs", "004 (TensorFlow 1), corrected",
+        (_ACCURACY, _EPOCHS), _NO_NUMBER,
+    ),
+}  # fmt: skip
+
+_CHOSEN = (
+    _ACCURACY,
+    ("best_validation_accuracy", "validation accuracy of that epoch", ".4f"),
+    ("best_epoch", "best epoch", ".0f"),
+)
+_BEST = "Tested once, with the weights of the epoch that is best on 5,000 validation images."
+_PERMUTED = "permuted MNIST, 784 pixels in the order {}, LSTM(128), 20 epochs"
+_HELD_OUT = (
+    _ACCURACY,
+    ("validation_accuracy", "validation accuracy of each hold-out", ".4f"),
+    ("features", "n-grams", ",.0f"),
+    ("peak_memory_mib", "MiB", ",.0f"),
+)
+_CHOICE = "Everything is chosen on the hold-outs; what was chosen is fitted to all of train."
+
+TASKS = {
+    "smnist-small": Row(
+        "MNIST pixel by pixel, 14 × 14, LSTM(128), 20 epochs", "no paper's", _CHOSEN, _BEST
+    ),
+    "smnist-small-permuted": Row(
+        "the same in the order numpy-92916", "no paper's", _CHOSEN, _BEST
+    ),
+    "smnist-pixels": Row(
+        "MNIST pixel by pixel, 784 pixels, LSTM(128), 20 epochs", "Le et al. (2015)", _CHOSEN, _BEST
+    ),
+    "smnist-numpy-92916": Row(
+        _PERMUTED.format("numpy-92916"), "expRNN (Lezcano-Casado, 2019)", _CHOSEN, _BEST
+    ),
+    "smnist-torch-12008": Row(
+        _PERMUTED.format("torch-12008"), "coRNN (Rusch & Mishra, 2021)", _CHOSEN, _BEST
+    ),
+    "smnist-numpy-0": Row(
+        _PERMUTED.format("numpy-0"), "LMU (Voelker et al., 2019)", _CHOSEN, _BEST
+    ),
+    "smnist-bit-reversal": Row(
+        _PERMUTED.format("bit-reversal"), "S4 (Gu et al., 2022)", _CHOSEN, _BEST
+    ),
+    "baseline-nbsvm-2": Row(
+        "IMDB reviews, NB-SVM of words and pairs", "Wang & Manning (2012)", _HELD_OUT,
+        _CHOICE + " Published: 0.9122; 0.9155 (Mesnil et al., 2014).",
+    ),
+    "baseline-nbsvm-3": Row(
+        "the same with triples", "Wang & Manning (2012)", _HELD_OUT,
+        _CHOICE + " Published: 0.9182 (Mesnil et al., 2014).",
+    ),
+    "baseline-tfidf-2": Row(
+        "IMDB reviews, TF-IDF of words and pairs, logistic regression", "no paper's", _HELD_OUT,
+        _CHOICE,
+    ),
+    "baseline-bag-1": Row(
+        "IMDB reviews, the mean of the words' vectors", "Joulin et al. (2016)", _HELD_OUT, _CHOICE
+    ),
+    "baseline-bag-2": Row(
+        "the same with pairs", "Joulin et al. (2016)", _HELD_OUT, _CHOICE
+    ),
+}  # fmt: skip
+
+ROWS = SOURCES | TASKS
