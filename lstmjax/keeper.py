@@ -34,7 +34,8 @@ from lstmjax import distributed, parallel
 from lstmjax.checkpoint import named
 from lstmjax.records import Run, RunError, RunStopped, plain, to_json, write_file
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# What a second signal does where the first one would have been ignored, as in a shell's background.
+SIGNALS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
 
 def save_every(text: str) -> tuple[float, str]:
@@ -300,7 +301,9 @@ class Keeper:
 
     def _on_signal(self, number: int, frame: Any) -> None:
         self._signal = number
-        self._give_back()
+        for other, before in self._before.items():  # from now on they end the process
+            ignored = before in (signal.SIG_IGN, None)
+            signal.signal(other, SIGNALS[other] if ignored else before)
         name = signal.Signals(number).name
         print(f"{name}: saving after these steps; again to end at once", file=sys.stderr)
 

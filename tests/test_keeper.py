@@ -170,18 +170,26 @@ def test_a_signal_at_the_end_of_an_epoch_loses_no_score(compiled, undisturbed, t
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == undisturbed[3]
 
 
-def test_a_second_signal_ends_at_once(compiled, tmp_path):
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_second_signal_ends_at_once(compiled, tmp_path, before):
+    """Even where it would have been ignored, as in the background of a shell."""
+
     def at(epoch, piece):
         if (epoch, piece) == (1, 1):
-            before = signal.getsignal(signal.SIGINT)
+            keepers = signal.getsignal(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-            while signal.getsignal(signal.SIGINT) == before:  # until the first one was heard
+            while signal.getsignal(signal.SIGINT) == keepers:  # until the first one was heard
                 time.sleep(0.001)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)
 
-    with pytest.raises(KeyboardInterrupt):
-        go(compiled, Config(out=str(tmp_path / "run")), at=at)
+    mine = signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            go(compiled, Config(out=str(tmp_path / "run")), at=at)
+        assert signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, mine)
 
 
 def test_another_number_of_devices(compiled, undisturbed, tmp_path):
