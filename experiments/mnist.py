@@ -21,6 +21,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lstmjax import (
     classifier,
@@ -199,7 +200,7 @@ def make_loss(model: SequenceModel, config: Config):
 
 def make_problem(config: Config, dataset: Dataset) -> Problem:
     model = make_model(config)
-    one_image = jnp.zeros((1, *dataset.splits["train"]["image"].shape[1:]))
+    one_image = np.zeros((1, *dataset.splits["train"]["image"].shape[1:]), np.float32)
 
     def diagnosis(few):
         return diagnose.Diagnosis(
