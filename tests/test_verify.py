@@ -142,7 +142,7 @@ def test_what_has_changed_since_is_said(record, rerun, tmp_path, capsys):
         ("scan-vs-unrolled-seed0", "the record is of scan_vs_unrolled, which measures and trains"),
         ("peer-layers-seed0", "the record is of peer-layers, which measures and trains nothing"),
         ("parity-seed1997", "the record is of parity, which measures and trains nothing"),
-        ("long-lag-copy-seed0", "the record is of long_lag: verify runs sin, forecast, mnist, imdb"),
+        ("long-lag-copy-seed0", "the record is of long_lag: verify runs sin, forecast, mnist"),
         ("truncation-seed0", "the record is of truncation: verify runs sin, forecast"),
         ("peers-sin-tf1-seed0", "the record is of keras 3.15.1 / tensorflow 2.21.0: verify runs"),
     ],
