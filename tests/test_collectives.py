@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from problems import OPTIMISED
 
-from lstmjax import diagnose, init_lstm, losses, lstm, parallel, train
+from lstmjax import diagnose, init_lstm, losses, lstm, parallel, tables, train
 from lstmjax.parallel import Collective
 
 ROOT = Path(__file__).parents[1]
@@ -134,3 +134,12 @@ def test_the_predictions_in_the_documentation_are_these():
     size = sum(a.size * 4 for a in jax.tree.leaves(params))
     predicted = experiment.tables([], size).split("\n\n")[-1]
     assert predicted in (ROOT / "docs" / "cluster.md").read_text()
+
+
+def test_the_page_has_the_records_tables():
+    record = tables.load(ROOT / "experiments/results/scaling-devices-seed0.json")
+    columns = [record["metrics"][name] for name in experiment.Seen._fields]
+    seen = [experiment.Seen(*row) for row in zip(*columns, strict=True)]
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    for table in experiment.tables(seen, record["metrics"]["gradient_bytes"]).split("\n\n"):
+        assert table in page
