@@ -337,8 +337,8 @@ def run(config: Config) -> None:
         )
 
 
-def run_lanes(config: Config) -> None:
-    """``run`` for many seeds, or values to choose from; each seed has its rows of all reviews."""
+def load_lanes(config: Config) -> tuple[dict[str, Split], Dataset]:
+    """The splits of many seeds, each with its rows of all reviews, and what the record says."""
     whole = load(dataclasses.replace(config, validation_size=0, limit=None))
     parts = (whole.splits["train"], whole.first(config.limit).splits["test"])
     data, test = ({name: part[name] for name in ("ids", "label")} for part in parts)
@@ -354,22 +354,29 @@ def run_lanes(config: Config) -> None:
         splits["validation"] = Split(data, lambda seed: rows(seed)["validation"])
     own = range(config.seed, config.seed + config.seeds)
     described = {"train": data, "test": test, **{f"rows of seed {s}": rows(s) for s in own}}
+    return splits, make_dataset(whole.name, whole.source, described, whole.vocabulary)
+
+
+def run_lanes(config: Config) -> None:
+    """``run`` for many seeds, or values to choose from."""
+    splits, dataset = load_lanes(config)
+    ids = splits["train"].arrays["ids"][:1]
     model = make_model(config)
     classify(
         "imdb",
         config,
         Problem(
             make_loss(model, config),
-            lambda key: model.init(key, data["ids"][:1])["params"],
+            lambda key: model.init(key, ids)["params"],
             make_optimiser,
             splits,
             "reviews",
             test_every_epoch=config.test_every_epoch,
             drop_remainder=config.drop_remainder,
         ),
-        make_dataset(whole.name, whole.source, described, whole.vocabulary),
+        dataset,
         row=matching_row(dataclasses.replace(config, seeds=1), ROWS),
-        files={"vocabulary.txt": "\n".join(whole.vocabulary).encode()},
+        files={"vocabulary.txt": "\n".join(dataset.vocabulary).encode()},
     )
 
 

@@ -5,6 +5,7 @@
     python experiments/mnist.py --layout permuted        784 pixels in a fixed random order
     python experiments/mnist.py --cell refine --forget-bias uniform_gate      a variant
     python experiments/mnist.py --seeds 3 --sweep lr=1e-3,3e-3            six runs in one program
+    python experiments/mnist.py predict four.png five.png      which digits the newest run sees
 
 The preset tf1 is a published TensorFlow 1 tutorial: 28 rows of 28 pixels, one LSTM of 100 units,
 the final output read by a dense layer, batches of 50, Adam at 1e-4, 10 epochs, the whole test set
@@ -17,6 +18,8 @@ Without prepared data and without a network the digits are rendered ones, and sa
 """
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -27,6 +30,7 @@ from lstmjax import (
     classifier,
     cli,
     diagnose,
+    digits_reader,
     distributed,
     lanes,
     losses,
@@ -158,6 +162,24 @@ def check(config: Config) -> None:
     lanes.check(config, validation=config.validation_size > 0)
 
 
+def load(config: Config) -> Dataset:
+    return mnist.load(
+        config.data,
+        layout=config.layout,
+        permutation=config.permutation if config.layout == "permuted" else None,
+        validation_size=config.validation_size,
+    ).first(config.limit)
+
+
+def inputs(images: np.ndarray, config: Config) -> np.ndarray:
+    """uint8 [N, 28, 28] to what the model reads: float32 [N, T, D] in [0, 1]."""
+    if config.layout != "rows":
+        images = images.reshape(len(images), -1, 1)
+    if config.layout == "permuted":
+        images = images[:, mnist.permutation(config.permutation)]
+    return images.astype(np.float32) / 255
+
+
 def make_model(config: Config) -> SequenceModel:
     return SequenceModel(
         cell=config.cell,
@@ -228,16 +250,24 @@ def make_problem(config: Config, dataset: Dataset) -> Problem:
 def run(config: Config) -> None:
     check(config)
     reproducible.ask(config.deterministic)
-    dataset = mnist.load(
-        config.data,
-        layout=config.layout,
-        permutation=config.permutation if config.layout == "permuted" else None,
-        validation_size=config.validation_size,
-    ).first(config.limit)
+    dataset = load(config)
     row = matching_row(dataclasses.replace(config, seeds=1), ROWS)
     classifier.classify("mnist", config, make_problem(config, dataset), dataset, row=row)
 
 
+def read(folder: Path, which: str | None = None) -> digits_reader.Trained:
+    """The trained run in a folder."""
+    return digits_reader.read(folder, Config, check, make_model, inputs, which)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["predict"]:
+        about = {"argv": sys.argv[2:], "description": digits_reader.predict.__doc__}
+        asked = cli.parse(digits_reader.PredictDigits, **about)
+        digits_reader.predict(asked, "mnist", read)
+    else:
+        distributed.run(run, cli.parse(Config, presets=PRESETS, description=__doc__))
+
+
 if __name__ == "__main__":
-    about = {"presets": PRESETS, "description": __doc__}
-    cli.main(lambda: distributed.run(run, cli.parse(Config, **about)))
+    cli.main(main)

@@ -7,6 +7,7 @@
     python experiments/smnist.py --forget-bias chrono         long memories from the start
     python experiments/smnist.py --cell refine --forget-bias uniform_gate      refined gates
     python experiments/smnist.py --seeds 5 --sweep lr=5e-4,1e-3       ten runs in one program
+    python experiments/smnist.py predict four.png five.png      which digits the newest run sees
 
 "Permuted MNIST" is a different task in nearly every paper, for each draws an order of its own. The
 orders here have names and hashes (lstmjax/data/permutations.py); a record holds both.
@@ -29,13 +30,25 @@ Without prepared data and without a network the digits are rendered ones, and sa
 """
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lstmjax import classifier, cli, diagnose, distributed, lanes, losses, optim, reproducible
+from lstmjax import (
+    classifier,
+    cli,
+    diagnose,
+    digits_reader,
+    distributed,
+    lanes,
+    losses,
+    optim,
+    reproducible,
+)
 from lstmjax.data import mnist
 from lstmjax.data.dataset import Splits, content_sha256
 from lstmjax.data.permutations import PERMUTATIONS, permutation, permutation_sha256
@@ -176,6 +189,7 @@ def check(config: Config) -> None:
     fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
     cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
     forget_bias(config)
+    complete(config)
     lanes.check(config, validation=config.validation_size > 0)
 
 
@@ -213,6 +227,12 @@ def lay_out(images: np.ndarray, order: np.ndarray) -> np.ndarray:
     if len(order) == POSITIONS["small"]:  # the sums of 2 x 2
         images = images.reshape(len(images), 14, 2, 14, 2).sum(axis=(2, 4), dtype=np.uint16)
     return images.reshape(len(images), len(order))[:, order, None]
+
+
+def inputs(images: np.ndarray, config: Config) -> np.ndarray:
+    """uint8 [N, 28, 28] to what the model reads: float32 [N, T, 1] in [0, 1]."""
+    order = permutation(config.permutation, POSITIONS[config.order])
+    return lay_out(images, order).astype(np.float32) / LARGEST[config.order]
 
 
 # ---- training -----------------------------------------------------------------------------------
@@ -299,6 +319,19 @@ def run(config: Config) -> None:
     classifier.classify("smnist", config, make_problem(config, digits), digits, row=row)
 
 
+def read(folder: Path, which: str | None = None) -> digits_reader.Trained:
+    """The trained run in a folder."""
+    return digits_reader.read(folder, Config, check, make_model, inputs, which)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["predict"]:
+        about = {"argv": sys.argv[2:], "description": digits_reader.predict.__doc__}
+        asked = cli.parse(digits_reader.PredictDigits, **about)
+        digits_reader.predict(asked, "smnist", read)
+    else:
+        distributed.run(run, cli.parse(Config, presets=PRESETS, description=__doc__))
+
+
 if __name__ == "__main__":
-    about = {"presets": PRESETS, "description": __doc__}
-    cli.main(lambda: distributed.run(run, cli.parse(Config, **about)))
+    cli.main(main)

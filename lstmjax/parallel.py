@@ -180,7 +180,12 @@ def _places(devices: Sequence[jax.Device], process: int) -> list[int]:
 
 
 def runner(
-    step: Callable, devices: Sequence[jax.Device], clock: train.Clock, *, state: Any = WHOLE
+    step: Callable,
+    devices: Sequence[jax.Device],
+    clock: train.Clock,
+    *,
+    state: Any = WHOLE,
+    batch_of: Callable | None = None,
 ) -> Callable:
     """Builds ``advance(state, data, plan) -> (state, metrics)``: compiled, spread and timed.
 
@@ -189,6 +194,7 @@ def runner(
       devices: which ones to split batches over.
       clock: where the seconds go, to "compile" and "train".
       state: how the state is laid out, as in ``spread``.
+      batch_of: as in ``train.scan_steps``.
 
     Returns:
       ``advance``: ``state`` and ``data`` are on the devices (``place``), ``plan`` comes from
@@ -196,7 +202,7 @@ def runner(
       in one call, which uses the old state up. ``metrics`` are the K steps' (sum, count), as NumPy
       arrays [K].
     """
-    run = spread(train.scan_steps(step), devices, state=state)
+    run = spread(train.scan_steps(step, batch_of), devices, state=state)
     compiled = {}
 
     def advance(state: Any, data: Any, plan: dict[str, np.ndarray]) -> tuple[Any, Any]:
@@ -235,7 +241,12 @@ def ahead(
 
 
 def evaluator(
-    metric_fn: Callable, devices: Sequence[jax.Device], clock: train.Clock, batch_size: int = 500
+    metric_fn: Callable,
+    devices: Sequence[jax.Device],
+    clock: train.Clock,
+    batch_size: int = 500,
+    *,
+    batch_of: Callable | None = None,
 ) -> Callable:
     """Builds ``evaluate(params, split) -> {name: mean}`` over all of a split, each example once.
 
@@ -245,22 +256,27 @@ def evaluator(
       devices: which ones to split batches over.
       clock: where the seconds go, to "compile" and "eval".
       batch_size: examples in a batch, over all devices.
+      batch_of: as in ``train.scan_steps``.
 
     Returns:
-      ``evaluate``; ``split`` is a dict of [N, ...] arrays, N >= 1.
+      ``evaluate``; ``split`` is a dict of [N, ...] arrays, N >= 1. With ``plan=``, batches of
+      another kind, ``split`` is on the devices already (``place``).
     """
     step = train.make_eval_step(metric_fn, axis_name=AXIS)
-    run = spread(train.scan_eval(step), devices, out=WHOLE)
+    run = spread(train.scan_eval(step, batch_of), devices, out=WHOLE)
     compiled = {}
 
-    def evaluate(params: Any, split: dict[str, np.ndarray]) -> dict[str, float]:
-        size = len(next(iter(split.values())))
-        plan = train.plan_batches(np.arange(size), batch_size, multiple=len(devices))
-        arguments = params, place(split, devices), place(plan, devices, BATCHES)
-        if size not in compiled:
-            compiled[size] = clock.compile(run, *arguments)
+    def evaluate(params: Any, split: dict[str, Any], plan: Any = None) -> dict[str, float]:
+        if plan is None:
+            size = len(next(iter(split.values())))
+            plan = train.plan_batches(np.arange(size), batch_size, multiple=len(devices))
+            split = place(split, devices)
+        arguments = params, split, place(plan, devices, BATCHES)
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves((split, plan)))
+        if shapes not in compiled:
+            compiled[shapes] = clock.compile(run, *arguments)
         with clock("eval"):
-            metrics = jax.block_until_ready(compiled[size](*arguments))
+            metrics = jax.block_until_ready(compiled[shapes](*arguments))
         return losses.means(fetch(metrics))
 
     return evaluate

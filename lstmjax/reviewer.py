@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import tyro
 
-from lstmjax import checkpoint, cli
+from lstmjax import finished
 from lstmjax.data import files, imdb, long_text, text
 from lstmjax.records import RunError
 
@@ -24,6 +24,8 @@ class Predict:
     """The review, in quotes; - reads it from standard input."""
     run: str | None = None
     """Folder of a finished run; the newest one under runs/ when not given."""
+    which: str | None = None
+    """Whose weights, where a run has several: seed3, lr0.001-seed3."""
 
 
 class Trained(NamedTuple):
@@ -54,7 +56,8 @@ def predict(asked: Predict, config_class: type, check: Callable, make_model: Cal
     """
     if not asked.text.strip():
         raise ValueError("got no text, expected a review in quotes")
-    trained = read(_folder(asked.run), config_class, check, make_model)
+    folder = _folder(asked.run)
+    trained = read(folder, config_class, check, make_model, asked.which)
     if asked.text == "-":
         pieces = long_text.decoded(sys.stdin.buffer)
     else:  # what a command line holds besides UTF-8 are half characters to Python
@@ -67,17 +70,16 @@ def predict(asked: Predict, config_class: type, check: Callable, make_model: Cal
 
 def _folder(run: str | None) -> Path:
     """The folder that was asked for, or the newest one."""
-    found = Path("runs").glob("imdb-*/params.safetensors")
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
-    if run is None and newest is None:
-        raise RunError("--run: there is no finished run under runs/, train one first or name one")
-    folder = Path(run) if run else newest.parent
-    if not (folder / "record.json").exists():
-        raise RunError(f"--run: got {folder}, expected the folder of a finished run")
-    return folder
+    return finished.folder(run, "imdb")
 
 
-def read(folder: Path, config_class: type, check: Callable, make_model: Callable) -> Trained:
+def read(
+    folder: Path,
+    config_class: type,
+    check: Callable,
+    make_model: Callable,
+    which: str | None = None,
+) -> Trained:
     """Reads a run's folder, whatever is in it.
 
     Args:
@@ -85,6 +87,7 @@ def read(folder: Path, config_class: type, check: Callable, make_model: Callable
       config_class: the dataclass of its settings.
       check: raises ValueError for settings that cannot be used.
       make_model: the module of some settings.
+      which: whose weights, where a run has several; None where there is nothing to choose.
 
     Returns:
       The run.
@@ -92,29 +95,22 @@ def read(folder: Path, config_class: type, check: Callable, make_model: Callable
     Raises:
       RunError: a file cannot be read, is damaged, or does not fit the others.
     """
-    settings = cli.stored_config(config_class, folder, "run")
-    weights = checkpoint.read_arrays(folder / "params.safetensors")
-    # What a model takes is what its weights take: no larger one is begun.
-    room = sum(array.size for array in weights.values())
-    bounds = {"hidden_size": room, "embedding_size": room, "vocabulary_size": room}
-    bounds |= {"num_layers": len(weights), "max_length": MOST_TOKENS}
-    for name, most in bounds.items():
-        if getattr(settings, name) > most:
-            got = f"{name} is {getattr(settings, name)}, expected at most {most}"
-            raise RunError(f"--run: {folder}/config.json does not fit: {got}")
+    settings, model, params = finished.read(
+        folder,
+        config_class,
+        check,
+        make_model,
+        lambda settings: jax.ShapeDtypeStruct((1, settings.max_length), "int32"),
+        which=which,
+        sizes=("hidden_size", "embedding_size", "vocabulary_size"),
+        most={"max_length": MOST_TOKENS},
+    )
     try:
-        check(settings)
-        # One text, forwards: by the plain method, which every machine has.
-        settings = dataclasses.replace(settings, method="fused", unroll=1)
-        model = make_model(settings)
-        ids = jax.ShapeDtypeStruct((1, settings.max_length), "int32")
-        like = jax.eval_shape(lambda key, ids: model.init(key, ids), jax.random.key(0), ids)
         vocabulary = files.read_bytes(folder / "vocabulary.txt", VOCABULARY_BYTES).decode()
     except OSError as error:
         raise RunError(f"--run: cannot read {error.filename}: {error.strerror}") from error
     except ValueError as error:
         raise RunError(f"--run: {folder} is damaged: {files.reason(error)}") from error
-    params = checkpoint.load_params(folder / "params.safetensors", like["params"])
     return Trained(folder, settings, vocabulary.split("\n"), model, params)
 
 

@@ -214,11 +214,13 @@ def plan_batches(
     return {"rows": np.pad(rows, widen), "weight": np.pad(weight, widen)}
 
 
-def scan_steps(step: Callable) -> Callable:
+def scan_steps(step: Callable, batch_of: Callable | None = None) -> Callable:
     """Builds ``run(state, data, plan) -> (state, metrics)``: many steps in one compiled program.
 
     Args:
       step: ``step(state, batch) -> (state, metrics)``.
+      batch_of: ``batch_of(data, pick)``: the batch of one entry of a plan of another kind; ``take``
+        when not given.
 
     Returns:
       ``run``: ``data`` is a dict of [N, ...] arrays that stay where they are, ``plan`` is what
@@ -227,23 +229,24 @@ def scan_steps(step: Callable) -> Callable:
     """
 
     def run(state, data, plan):
-        return jax.lax.scan(lambda s, pick: step(s, take(data, pick)), state, plan)
+        return jax.lax.scan(lambda s, pick: step(s, (batch_of or take)(data, pick)), state, plan)
 
     return run
 
 
-def scan_eval(step: Callable) -> Callable:
+def scan_eval(step: Callable, batch_of: Callable | None = None) -> Callable:
     """Builds ``run(params, data, plan) -> metrics``: the sums of ``step`` over all batches.
 
     Args:
       step: ``step(params, batch) -> metrics``, from ``make_eval_step``.
+      batch_of: as in ``scan_steps``.
 
     Returns:
       ``run``, with ``data`` and ``plan`` as in ``scan_steps``.
     """
 
     def run(params, data, plan):
-        per_batch = jax.lax.map(lambda pick: step(params, take(data, pick)), plan)
+        per_batch = jax.lax.map(lambda pick: step(params, (batch_of or take)(data, pick)), plan)
         return jax.tree.map(lambda m: jnp.sum(m, axis=0), per_batch)
 
     return run

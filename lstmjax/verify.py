@@ -25,7 +25,7 @@ from lstmjax.cli import ConfigError
 from lstmjax.compare import differences, number, read
 from lstmjax.provenance import ROOT, environment, read_lines
 
-TRAINING = ("sin", "forecast", "mnist", "imdb", "smnist")
+TRAINING = ("sin", "forecast", "mnist", "imdb", "smnist", "reviews")
 TIMING = ("scaling", "scan_vs_unrolled", "gpu", "peer-layers", "parity")
 # Settings that say where and by how many processes a run was made, not what it computes.
 _ELSEWHERE = (

@@ -194,7 +194,7 @@ def test_summary_of_numbers_and_lists():
 
 
 def test_every_row_is_what_a_script_calls_its_program():
-    scripts = ("sin", "forecast", "imdb", "mnist", "smnist", "baselines")
+    scripts = ("sin", "forecast", "imdb", "mnist", "smnist", "reviews", "baselines")
     programs = [
         row
         for name in scripts

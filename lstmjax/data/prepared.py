@@ -145,14 +145,15 @@ def read_digits(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         images = np.empty((len(examples), 28, 28), np.uint8)
         try:
             for image, example in zip(images, examples, strict=True):
-                image[...] = _decode_png(example["image"])
+                image[...] = decode_png(example["image"])
         except Exception as error:  # PIL says SyntaxError of a bad PNG, and what else zlib says
             raise _damaged("mnist", folder, one_line(error)) from error
         splits[split] = images, _labels("mnist", folder, examples, 10)
     return splits
 
 
-def _decode_png(png: bytes) -> np.ndarray:
+def decode_png(png: bytes) -> np.ndarray:
+    """uint8 `[28, 28]`; ValueError for another size or mode, what PIL raises for other damage."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png), formats=["PNG"]) as image:

@@ -1,0 +1,375 @@
+"""Tell positive film reviews from negative ones, whole, by one bidirectional LSTM over chops.
+
+    python experiments/reviews.py                               chops of 50 tokens
+    python experiments/reviews.py --embedding gates --cell cifg --pooling max --loss squared
+    python experiments/reviews.py --adversarial 1 --normalise-embeddings
+    python experiments/reviews.py --pairs path                  a wide path beside the LSTM
+    python experiments/reviews.py --epochs 1 --limit 2000       a look
+    python experiments/reviews.py --validation-size 0 --select last
+
+Nothing but the 25,000 labelled training reviews is learned from. A review is read in chops of 50
+tokens, all at the same time, and the outputs of all steps are pooled (Johnson & Zhang, 2016). Every
+step towards accuracy is an option of its own: dropout of words, of their vectors and of the pooled
+vector, averaged weights, an adversary (Miyato et al., 2017), known pairs of words as inputs or as a
+wide path of log-count ratios (Wang & Manning, 2012), which is nearly a second model.
+
+Reviews held out of train are scored after every epoch, and the weights of the best epoch there, or
+of the last one, are scored on the test reviews once, at the end. The test reviews are of other
+films than the training ones, so that a random hold-out flatters.
+
+Without prepared data and without a network the reviews are generated ones, and said to be so.
+"""
+
+import contextlib
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from lstmjax import cli, losses, parallel, reproducible, review_model, train
+from lstmjax.averages import averaged
+from lstmjax.data import Dataset, chops, reviews
+from lstmjax.keeper import Keeper, save_every
+from lstmjax.lane_classifiers import Kept, best_epoch
+from lstmjax.models import Init, Precision, gate_bias
+from lstmjax.records import Run, matching_row, write_file
+from lstmjax.scores import Scores, finish
+
+PIECE = 10  # batches in one call of the compiled program
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    data: Literal["auto", "tfds", "offline"] = "auto"
+    """The real reviews if they can be had, the real ones or an error, or generated ones."""
+    tokens: Literal["punctuation", "words"] = "punctuation"
+    """Whether marks are tokens, or are left out."""
+    vocabulary_size: int = 30_000
+    """Ids in use: 4 special ones and the most frequent tokens."""
+    max_length: int = 1_000
+    """Tokens of a review; of longer ones the last so many are read."""
+    chop: int = 50
+    """The most steps of a segment; 0 reads every review in one."""
+    batch_segments: int = 256
+    """Segments of a batch, over all devices; reviews are not divided among batches."""
+    embedding: Literal["vectors", "gates"] = "vectors"
+    """Words have vectors, or go straight into the gates (cells lstm and cifg)."""
+    embedding_size: int = 128
+    """Size of a word's vector."""
+    normalise_embeddings: bool = False
+    """Whether vectors are scaled to mean 0 and variance 1 over the running text."""
+    cell: Literal[
+        "lstm",
+        "peephole",
+        "cifg",
+        "nig",
+        "nfg",
+        "nog",
+        "niaf",
+        "noaf",
+        "fgr",
+        "layer_norm",
+        "refine",
+        "hard_sigmoid",
+        "keras1",
+    ] = "lstm"
+    """The recurrent cell: the LSTM or a variant of it."""
+    hidden_size: int = 128
+    """Units of each direction."""
+    directions: Literal["both", "forward"] = "both"
+    """Whether segments are read backwards, too."""
+    pooling: Literal["max", "mean", "both"] = "both"
+    """What is taken of the outputs of all steps."""
+    pairs: Literal["none", "input", "path"] = "none"
+    """Known pairs of neighbours: no part, added to the inputs, or a wide path with the words."""
+    pairs_size: int = 200_000
+    """The most pairs."""
+    min_count: int = 3
+    """Training reviews that a pair has to be in."""
+    leave_out: bool = True
+    """Whether a review is left out of the ratios that it is trained on."""
+    path_dropout: float = 0.5
+    """Rate of dropout on the terms of the wide path."""
+    path_loss: float = 0.0
+    """Weight of the losses of each path alone, 0 to 1: the nearer to 1, the more like an ensemble
+    of two models."""
+    word_dropout: float = 0.0
+    """Rate of replacing a word by the unknown one."""
+    embedding_dropout: float = 0.2
+    """Rate of dropping a word's vector, wherever the word occurs in the batch."""
+    input_dropout: float = 0.0
+    """Rate of dropping elements of the vectors, the same ones in all of a segment."""
+    dropout: float = 0.5
+    """Rate of dropout on the pooled vector."""
+    loss: Literal["logistic", "squared"] = "logistic"
+    """Cross-entropy, or the square of the distance to ±1."""
+    adversarial: float = 0.0
+    """Length of the step by which the inputs of a review are made worse; 0 for none."""
+    init: Init = "lstmjax"
+    """Initial law of the recurrent layer."""
+    forget_bias: str | None = None
+    """The forget gate's initial bias: a number, chrono:T or uniform_gate; that of init if none."""
+    learning_rate: float = 1e-3
+    """Adam's step size, the largest one under a schedule."""
+    schedule: Literal["constant", "cosine", "linear"] = "linear"
+    """Whether the step size stays, or falls to 0 along a half cosine or a line."""
+    warm_up: int = 0
+    """Updates over which the step size rises from 0."""
+    clip_norm: float | None = 1.0
+    """Bound on the gradient's global norm."""
+    weight_decay: float = 0.0
+    """Share of the weights that a step size of 1 would take away, beside the gradient (AdamW)."""
+    decay_embeddings: bool = False
+    """Whether what each word or pair has of its own decays, too."""
+    average: float = 0.99
+    """Decay of the average of the weights, which is what is scored; 0 scores them themselves."""
+    epochs: int = 10
+    """Passes over the training reviews."""
+    validation_size: int = 2_500
+    """Reviews held out from train, at random by the seed."""
+    select: Literal["best", "last"] = "best"
+    """Which epoch's weights are tested: the best one's on validation, or the last one's."""
+    limit: int | None = None
+    """Use only the first so many reviews of every split: a look, not a result."""
+    method: Literal["fused", "scan", "unrolled"] = "fused"
+    """How the recurrence runs."""
+    unroll: int = 1
+    """Steps written out in one iteration of the scan."""
+    precision: Precision = "float32"
+    """Of the factors of the recurrent layer's products; all else is float32 in any case."""
+    devices: int | None = None
+    """Devices to split a batch over; all there are when not given."""
+    seed: int = 0
+    """Of initial weights, dropout, batch order and hold-out."""
+    save_every: str = "60s"
+    """When to save a checkpoint: after so many steps, as 500, or seconds, as 60s."""
+    keep: int = 3
+    """Checkpoints that stay: the last ones, beside the best on validation."""
+    resume: str | None = None
+    """Folder of a run to go on with, to the same bits; its settings are taken from there."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """What to do when a loss or gradient is not finite: end the run, or leave the step out."""
+    deterministic: bool = False
+    """Whether to ask XLA for the same bits on every run, on a GPU too, and to check it."""
+    out: str | None = None
+    """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
+
+
+ROWS = {"reviews-lstm": Config(), "reviews-pairs": Config(pairs="path")}
+
+
+def check(config: Config) -> None:
+    counts = ["max_length", "batch_segments", "embedding_size", "hidden_size", "pairs_size"]
+    cli.check_counts(config, *counts, "min_count", "epochs", "limit", "unroll", "devices", "keep")
+    save_every(config.save_every)
+    cli.check_counts(config, "vocabulary_size", least=5)
+    cli.check_counts(config, "chop", "warm_up", "validation_size", "seed", least=0)
+    cli.check_rates(config, "path_dropout", "word_dropout", "embedding_dropout", "input_dropout")
+    cli.check_rates(config, "dropout", "average")
+    cli.check_positive(config, "learning_rate", "clip_norm")
+    for name in ("adversarial", "weight_decay"):
+        fits = 0 <= getattr(config, name) < float("inf")
+        cli.check(config, name, fits, "a finite number of at least 0")
+    cli.check(config, "path_loss", 0 <= config.path_loss <= 1, "0 <= path_loss <= 1")
+    path = config.pairs == "path" or not config.path_loss
+    cli.check(config, "path_loss", path, "0 without --pairs path")
+    known = config.vocabulary_size**2 * 2**15 < 2**63  # a pair and a review in one number
+    cli.check(config, "vocabulary_size", config.pairs == "none" or known, "fewer with --pairs")
+    if config.embedding == "gates":
+        told = "lstm or cifg with --embedding gates"
+        cli.check(config, "cell", config.cell in ("lstm", "cifg"), told)
+        told = "none with --embedding gates"
+        cli.check(config, "normalise_embeddings", not config.normalise_embeddings, told)
+        told = "float32 with --embedding gates"
+        cli.check(config, "precision", config.precision == "float32", told)
+        cli.check(config, "method", config.method != "unrolled", "fused or scan with gates")
+    select = config.select == "last" or config.validation_size > 0
+    cli.check(config, "select", select, "last with --validation-size 0")
+    gate_bias(config.forget_bias, config.cell)
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+def load(config: Config) -> Dataset:
+    room = config.batch_segments * config.chop if config.chop else config.max_length
+    return reviews.load(
+        config.data,
+        tokens=config.tokens,
+        vocabulary_size=config.vocabulary_size,
+        max_length=min(config.max_length, room),
+        limit=config.limit,
+    )
+
+
+def make_parts(config: Config, data: Dataset) -> tuple[dict[str, reviews.Part], int]:
+    """Training, validation and test reviews, and how many pairs are known."""
+    same = ("validation_size", "seed", "vocabulary_size", "chop")
+    of_pairs = ("pairs", "pairs_size", "min_count", "leave_out")
+    options = {name: getattr(config, name) for name in same + of_pairs}
+    return reviews.parts(data, **options, frequency=config.normalise_embeddings)
+
+
+# ---- model --------------------------------------------------------------------------------------
+
+
+def make_model(config: Config, pairs: int) -> review_model.ReviewModel:
+    same = {f.name for f in dataclasses.fields(review_model.ReviewModel)}
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k in same}
+    settings["forget_bias"] = gate_bias(config.forget_bias, config.cell)
+    return review_model.ReviewModel(
+        **settings | {"pairs_size": pairs},
+        normalise=config.normalise_embeddings,
+        both=config.directions == "both",
+        cell_init=config.init,
+    )
+
+
+def make_schedule(config: Config, updates: int):
+    """The step size of each update, from 0 on; at the last one it is still above 0."""
+    falling = max(updates - config.warm_up, 1)
+
+    def rate(count):
+        count = count.astype(jnp.float32)
+        done = jnp.clip((count - config.warm_up) / falling, 0, 1)
+        left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + jnp.cos(jnp.pi * done)) / 2}
+        risen = jnp.minimum((count + 1) / max(config.warm_up, 1), 1)
+        return config.learning_rate * risen * left[config.schedule]
+
+    return rate
+
+
+def make_optimiser(config: Config, updates: int) -> optax.GradientTransformation:
+    """Clipping, Adam, decay, the schedule, and the average of all weights."""
+
+    def decays(params):
+        fixed = {"bias", "b"} | set(() if config.decay_embeddings else ("embed", "pairs", "path"))
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in fixed, params)
+
+    tx = [optax.scale_by_adam()]
+    if config.clip_norm is not None:
+        tx.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if config.weight_decay:
+        tx.append(optax.add_decayed_weights(config.weight_decay, decays))
+    tx = optax.chain(*tx, optax.scale_by_learning_rate(make_schedule(config, updates)))
+    return averaged(tx, config.average) if config.average else tx
+
+
+def scored(config: Config, state: train.TrainState) -> Any:
+    """The weights that count."""
+    return state.opt_state.mean if config.average else state.params
+
+
+# ---- the run ------------------------------------------------------------------------------------
+
+
+def make_scorer(config: Config, model: review_model.ReviewModel, steps: int, devices, clock):
+    """``score(part, params, arrays)``: the means of a part, whose arrays are on the devices."""
+    metrics = lambda params, batch: model.loss_fn(params, batch)[1]  # noqa: E731
+    batch_of = review_model.chops(steps)
+    evaluate = parallel.evaluator(metrics, devices, clock, batch_of=batch_of)
+
+    def score(part: reviews.Part, params: Any, arrays: Any) -> dict[str, float]:
+        packed = chops.pack(part.cut, part.rows, config.batch_segments, len(devices))
+        return evaluate(params, arrays, chops.lay_out(part.cut, packed, chops.width([packed])))
+
+    return score
+
+
+def run(config: Config) -> None:
+    check(config)
+    reproducible.ask(config.deterministic)
+    dataset = load(config)
+    parts, pairs = make_parts(config, dataset)
+    print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}", flush=True)
+    devices, clock = parallel.use_devices(config.devices), train.Clock()
+    (rows, cut, data), size = parts["train"], len(parts["train"].rows)
+    steps = max(int(part.cut.length.max()) for part in parts.values())
+    packing = {"capacity": config.batch_segments, "devices": len(devices)}
+    batches = chops.Batches.of(cut, rows, epochs=config.epochs, seed=config.seed, **packing)
+
+    model = make_model(config, pairs)
+    tx = make_optimiser(config, batches.updates)
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    params, select = review_model.init(model, init_key), config.select == "best"
+    kept = Kept(train.init_state(params, tx, step_key), params if select else ())
+    step = train.make_train_step(model.loss_fn, tx, axis_name=parallel.AXIS, on_nan=config.on_nan)
+    advance = parallel.runner(step, devices, clock, batch_of=review_model.chops(steps))
+    advance = reproducible.checked(advance, config.deterministic)
+    score = make_scorer(config, model, steps, devices, clock)
+    data = parallel.place(data, devices)
+
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(Run.open("reviews", config))
+        scores, seen = Scores(folder), train.Tally()
+        gathered = {"scores": scores.epochs, "epoch": seen, "seconds": clock.seconds}
+        keeper = stack.enter_context(Keeper(folder, config, gathered))
+        kept = parallel.place(keeper.restored(kept), devices)
+        done = (keeper.epoch - 1) * size
+        bar = tqdm(total=config.epochs * size, initial=done, unit=" reviews", disable=None)
+        for epoch in keeper.epochs(config.epochs):
+            pieces = chops.pieces(batches.plan(epoch), PIECE)
+            for piece in parallel.ahead(keeper.left(pieces), devices):
+                state, metrics = advance(kept.state, data, piece)
+                kept = kept._replace(state=state)
+                metrics = keeper.checked(kept, metrics)
+                now = losses.means(metrics)
+                folder.log(int(state.step), epoch=epoch, **now)
+                bar.update(int(metrics["loss"][1].sum()))
+                bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
+                seen.add(metrics)
+                keeper.after_piece(kept)
+            updates, last = int(kept.state.step), epoch == config.epochs
+            scores.add("train", updates, epoch, losses.means(seen.take()))
+            weights = scored(config, kept.state)
+            if config.validation_size:
+                means = score(parts["validation"], weights, data)
+                scores.add("validation", updates, epoch, means)
+            if select and best_epoch(scores.metrics()) == epoch:
+                kept = kept._replace(best=parallel.place(weights, devices))
+            if last:  # the test reviews are scored once, and not before
+                weights = kept.best if select else weights
+                test = parallel.place(parts["test"].arrays, devices)
+                scores.add("test", updates, epoch, score(parts["test"], weights, test))
+            keeper.after_epoch(kept, scores.last("validation"), last=last)
+        bar.close()
+
+        write_file(folder.path / "vocabulary.txt", "\n".join(dataset.vocabulary).encode())
+        weights = parallel.fetch(kept.best if select else scored(config, kept.state))
+        more = {
+            "parameters": sum(np.size(a) for a in jax.tree.leaves(weights)),
+            "pairs": pairs,
+            "fill_share": batches.fill(steps),
+            "tokens_per_second": batches.tokens / clock.seconds["train"],
+        }
+        finish(
+            folder,
+            scores,
+            weights,
+            title=f"{config.cell} on {dataset.title}, whole reviews",
+            dataset=dataset,
+            seconds=clock.seconds,
+            seed=config.seed,
+            devices=devices,
+            row=matching_row(config, ROWS),
+            more=more | chosen(scores, select) | keeper.numbers(),
+        )
+
+
+def chosen(scores: Scores, select: bool) -> dict[str, float]:
+    """For the record, and said: which epoch's weights were tested."""
+    if not select:
+        return {}
+    found = scores.metrics()
+    best = best_epoch(found)
+    accuracy = found["validation_accuracy_epochs"][best - 1]
+    print(f"the weights are those of epoch {best}, validation accuracy {accuracy:.4f}")
+    return {"best_epoch": best, "best_validation_accuracy": accuracy}
+
+
+if __name__ == "__main__":
+    cli.main(lambda: run(cli.parse(Config, description=__doc__)))
