@@ -93,12 +93,14 @@ def rows(results: str | Path) -> dict[str, tables.Group]:
     """The rows that our experiments can repeat, the cheapest first.
 
     Raises:
-      RunError: a record that is none.
+      RunError: a record that is none, or no record at all.
     """
     found = {}
     for group in tables.load_groups(results):
         if group.name == "lstmjax" and group.records[0]["experiment"] in verify.TRAINING:
             found.setdefault(group.row, group)
+    if not found:
+        raise RunError(f"--results: {results} holds no record of a row that can be repeated")
     return dict(sorted(found.items(), key=lambda item: seconds(item[1])))
 
 
@@ -237,6 +239,8 @@ def run(config: Config) -> int:
         raise cli.ConfigError(f"--row: got {config.row}, expected one of {', '.join(known)}")
     chosen = known if config.all else {config.row: known[config.row]}
     folder = folder_of(config)
+    # So that a run that is under way is told to save itself, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.STOPPED))
     outside, left = [], []
     bar = tqdm(chosen.items(), unit=" rows", disable=None)
     for name, group in bar:

@@ -15,7 +15,7 @@ wide path of log-count ratios (Wang & Manning, 2012), which is nearly a second m
 
 Reviews held out of train are scored after every epoch, and the weights of the best epoch there, or
 of the last one, are scored on the test reviews once, at the end. The test reviews are of other
-films than the training ones, so that a random hold-out flatters.
+films than the training ones, so that a random hold-out can flatter.
 
 Without prepared data and without a network the reviews are generated ones, and said to be so.
 """

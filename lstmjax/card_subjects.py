@@ -37,12 +37,14 @@ class Subject(NamedTuple):
 
 
 def read_review_run(script: Any, folder: Path, which: str | None) -> reviewer.Trained:
+    """The run in a folder, as ``predict`` reads it; ``which`` of several weights."""
     return reviewer.read(folder, script.Config, script.check, script.make_model, which)
 
 
 def score_reviews(
     script: Any, trained: reviewer.Trained, settings: Any, limit: int | None
 ) -> cards.Scored:
+    """The answers to the test reviews (the first ``limit``), by length, negation and class."""
     test = {name: array[:limit] for name, array in script.load(settings).splits["test"].items()}
     ids = test["ids"]
     mask = ids != words_of.PADDING if settings.mask else None
@@ -78,6 +80,7 @@ def test_reviews(source: str) -> list[str]:
 
 
 def reviews_text(experiment: str, settings: Any) -> cards.Text:
+    """What a card says of a model of reviews beside its numbers."""
     end = "last" if settings.truncating == "pre" else "first"
     known = settings.vocabulary_size - words_of.INDEX_FROM - 1
     negations = ", ".join(sorted(cards.NEGATIONS))
@@ -104,6 +107,7 @@ def reviews_text(experiment: str, settings: Any) -> cards.Text:
 
 
 def read_digit_run(script: Any, folder: Path, which: str | None) -> digits_reader.Trained:
+    """The run in a folder, as ``predict`` reads it; ``which`` of several weights."""
     return digits_reader.read(
         folder, script.Config, script.check, script.make_model, script.inputs, which
     )
@@ -112,6 +116,7 @@ def read_digit_run(script: Any, folder: Path, which: str | None) -> digits_reade
 def score_digits(
     script: Any, trained: digits_reader.Trained, settings: Any, limit: int | None
 ) -> cards.Scored:
+    """The answers to the test images (the first ``limit``), by digit and by ink."""
     whole = mnist.load(settings.data, validation_size=settings.validation_size)
     test = whole.first(settings.limit).splits["test"]
     images, label = test["image"][:limit], test["label"][:limit]
@@ -128,6 +133,7 @@ def score_digits(
 
 
 def digits_text(experiment: str, settings: Any) -> cards.Text:
+    """What a card says of a model of digits beside its numbers."""
     odd = getattr(settings, "loss", None) == "double_softmax"
     return cards.Text(
         "Tells handwritten digits apart.",

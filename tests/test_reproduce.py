@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 import reproduce  # noqa: E402
 
-from lstmjax import tables  # noqa: E402
+from lstmjax import cli, tables  # noqa: E402
 from lstmjax.records import RunError  # noqa: E402
 
 RESULTS = ROOT / "experiments" / "results"
@@ -184,6 +185,37 @@ def test_what_cannot_be_asked_for(flags, said, results, tmp_path, monkeypatch):
         reproduce.main()
     assert said in str(ended.value) and "\n" not in str(ended.value)
     assert Path("full/x").read_text() == "mine" and not Path("runs").exists()
+
+
+STOPS = f"""
+import signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT / "experiments")!r})
+import reproduce
+child = "import signal, sys, time; from pathlib import Path; "
+child += "signal.signal(signal.SIGTERM, lambda *_: (Path('saved').touch(), sys.exit(75))); "
+child += "Path('begun').touch(); time.sleep(60)"
+reproduce.command = lambda *_: [sys.executable, "-c", child]
+reproduce.run(reproduce.Config(row="sin-tf1", results=sys.argv[1], out="a"))
+"""
+
+
+def test_sigterm_reaches_the_run_that_is_under_way(results, tmp_path):
+    command, own = [sys.executable, "-c", STOPS, str(results)], {"PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen(command, cwd=tmp_path, env=os.environ | own)
+    while not (tmp_path / "begun").exists():
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.terminate()
+    assert child.wait(30) == cli.STOPPED
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_folder_without_records_is_one_line(tmp_path):
+    done = script("--all", "--results", tmp_path, "--out", tmp_path / "a")
+    assert (done.returncode, done.stdout) == (1, "")
+    said = f"error: --results: {tmp_path} holds no record of a row that can be repeated\n"
+    assert done.stderr == said and not (tmp_path / "a").exists()
 
 
 def test_a_wrong_row_is_one_line(results):
