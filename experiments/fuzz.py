@@ -40,7 +40,8 @@ TICK = 1.0
 class Config:
     reader: Literal[
         "all", "cache", "golden", "idx", "archive", "tfds_reviews", "tfds_digits", "keras",
-        "interop", "weights", "run", "resume", "checkpoint", "keeper", "record", "review", "text",
+        "interop", "weights", "run", "resume", "checkpoint", "keeper", "record", "review", "image",
+        "release", "text",
     ] = "all"  # fmt: skip
     """What to try, or all of them."""
     inputs: int = 10_000

@@ -13,6 +13,7 @@ import struct
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -236,6 +237,37 @@ def changed_gzip(draw: Random, content: bytes, change: Callable[[Random, bytes],
     else:
         inner = change(draw, inner)
     return gzip.compress(inner, compresslevel=1, mtime=0)
+
+
+def changed_png(draw: Random, content: bytes) -> bytes:
+    """A PNG with a chunk changed, left out or put in twice, its checksum right or wrong."""
+    chunks, at = [], 8
+    while at < len(content):
+        (size,) = struct.unpack_from(">I", content, at)
+        chunks.append((content[at + 4 : at + 8], content[at + 8 : at + 8 + size]))
+        at += 12 + size
+    at = draw.randrange(len(chunks))
+    name, data = chunks[at]
+    kind = draw.randrange(8)
+    if kind == 0:
+        del chunks[at]
+    elif kind == 1:
+        chunks.insert(draw.randrange(len(chunks) + 1), (name, data))
+    elif kind == 2:
+        chunks[at] = draw.choice((b"IHDR", b"PLTE", b"tRNS", b"zTXt", b"iCCP", b"acTL")), data
+    elif name == b"IDAT" and kind <= 5:  # what is packed is changed, and packed again
+        pixels = changed_bytes(draw, zlib.decompress(data))
+        chunks[at] = name, zlib.compress(bytes(BOMB) if draw.random() < 0.01 else pixels)
+    else:
+        chunks[at] = name, changed_bytes(draw, data)
+    wrong = draw.random() < 0.1
+    return content[:8] + b"".join(
+        struct.pack(">I", len(data))
+        + name
+        + data
+        + struct.pack(">I", zlib.crc32(name + data) ^ wrong)
+        for name, data in chunks
+    )
 
 
 def changed_tar(draw: Random, content: bytes) -> bytes:

@@ -15,13 +15,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from fuzzing import arrays, folders, runs
+from fuzzing import arrays, folders, releases, runs
 from fuzzing.mutations import (
     Files,
     changed_bytes,
     changed_gzip,
     changed_json,
     changed_npy,
+    changed_png,
     changed_safetensors,
     changed_tar,
     changed_zip,
@@ -36,6 +37,7 @@ FORMATS = {
     ".json": (changed_json, 0.7),
     "said/metadata": (changed_json, 0.9),
     ".npy": (changed_npy, 0.7),
+    ".png": (changed_png, 0.8),
     ".safetensors": (changed_safetensors, 0.7),
     ".tar.gz": (partial(changed_gzip, change=changed_tar), 0.9),
     "-ubyte.gz": (partial(changed_gzip, change=changed_bytes), 0.9),
@@ -92,6 +94,13 @@ READERS = {
     ),
     "record": Reader("record.json", runs.record_seeds, runs.record_read),
     "review": Reader("texts for predict", runs.review_seeds, first=runs.review_reader),
+    "image": Reader("images for predict", releases.image_seeds, releases.image_read),
+    "release": Reader(
+        "the folder of a release",
+        releases.release_seeds,
+        releases.release_read,
+        releases.release_seal,
+    ),
     "text": Reader("texts to train on", runs.text_seeds, runs.text_read),
 }
 
