@@ -307,6 +307,7 @@ def run(config: Config) -> None:
                 bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
                 seen.add(metrics)
                 keeper.after_piece(state)
+            clock.end_epoch()
             scores.add("train", int(state.step), epoch, losses.means(seen.take()))
             splits = ["validation"] if config.validation_size else []
             # The test split is scored once, after the last epoch, unless asked for.

@@ -6,12 +6,22 @@
     python experiments/reviews.py --pairs path                  a wide path beside the LSTM
     python experiments/reviews.py --epochs 1 --limit 2000       a look
     python experiments/reviews.py --validation-size 0 --select last
+    python experiments/reviews.py --task language --unlabelled --out words
+    python experiments/reviews.py --pretrained words            goes on from there
+    python experiments/reviews.py --virtual 5 --normalise-embeddings --unlabelled
 
-Nothing but the 25,000 labelled training reviews is learned from. A review is read in chops of 50
-tokens, all at the same time, and the outputs of all steps are pooled (Johnson & Zhang, 2016). Every
-step towards accuracy is an option of its own: dropout of words, of their vectors and of the pooled
-vector, averaged weights, an adversary (Miyato et al., 2017), known pairs of words as inputs or as a
-wide path of log-count ratios (Wang & Manning, 2012), which is nearly a second model.
+Nothing but the 25,000 labelled training reviews is learned from, unless asked for. A review is read
+in chops of 50 tokens, all at the same time, and the outputs of all steps are pooled (Johnson &
+Zhang, 2016). Every step towards accuracy is an option of its own: dropout of words, of their
+vectors and of the pooled vector, averaged weights, an adversary (Miyato et al., 2017), known pairs
+of words as inputs or as a wide path of log-count ratios (Wang & Manning, 2012), which is nearly a
+second model.
+
+The 50,000 unlabelled reviews help in two ways. `--task language` learns each word from those before
+it and, backwards, after it; its vectors and recurrent layer are something to begin with (Dai & Le,
+2015). `--virtual` asks that an answer, whatever it is, stays when the inputs change a little
+(Miyato et al., 2017). Both learn from the labelled reviews as well, and without `--unlabelled` from
+no others.
 
 Reviews held out of train are scored after every epoch, and the weights of the best epoch there, or
 of the last one, are scored on the test reviews once, at the end. The test reviews are of other
@@ -22,6 +32,8 @@ Without prepared data and without a network the reviews are generated ones, and 
 
 import contextlib
 import dataclasses
+import functools
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -30,7 +42,16 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from lstmjax import cli, losses, parallel, reproducible, review_model, train
+from lstmjax import (
+    cli,
+    language,
+    losses,
+    parallel,
+    pretrained,
+    reproducible,
+    review_model,
+    train,
+)  # fmt: skip
 from lstmjax.averages import averaged
 from lstmjax.data import Dataset, chops, reviews
 from lstmjax.keeper import Keeper, save_every
@@ -44,6 +65,8 @@ PIECE = 10  # batches in one call of the compiled program
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+    task: Literal["sentiment", "language"] = "sentiment"
+    """What is learned: the reviews' labels, or their words from those around them."""
     data: Literal["auto", "tfds", "offline"] = "auto"
     """The real reviews if they can be had, the real ones or an error, or generated ones."""
     tokens: Literal["punctuation", "words"] = "punctuation"
@@ -109,6 +132,16 @@ class Config:
     """Cross-entropy, or the square of the distance to ±1."""
     adversarial: float = 0.0
     """Length of the step by which the inputs of a review are made worse; 0 for none."""
+    virtual: float = 0.0
+    """Length of the step that changes the answer most, which it is not to; 0 for none."""
+    unlabelled: bool = False
+    """Whether the 50,000 reviews without labels are learned from, by --virtual or as language."""
+    pretrained: str | None = None
+    """Folder of a run of --task language whose vectors and recurrent layer are the first ones."""
+    pretrained_sha256: str | None = None
+    """What that run's params_sha256 has to be; filled in when not given, and so in every record."""
+    samples: int = 1_000
+    """With --task language: the words that the right one is told from at an update."""
     init: Init = "lstmjax"
     """Initial law of the recurrent layer."""
     forget_bias: str | None = None
@@ -159,19 +192,26 @@ class Config:
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
 
 
-ROWS = {"reviews-lstm": Config(), "reviews-pairs": Config(pairs="path")}
+ROWS = {
+    "reviews-lstm": Config(),
+    "reviews-pairs": Config(pairs="path"),
+    "reviews-language": Config(task="language", unlabelled=True),
+    "reviews-pretrained": Config(pretrained="words"),  # the folder of such a run
+}
 
 
 def check(config: Config) -> None:
     counts = ["max_length", "batch_segments", "embedding_size", "hidden_size", "pairs_size"]
-    cli.check_counts(config, *counts, "min_count", "epochs", "limit", "unroll", "devices", "keep")
+    cli.check_counts(
+        config, *counts, "samples", "min_count", "epochs", "limit", "unroll", "devices", "keep"
+    )
     save_every(config.save_every)
     cli.check_counts(config, "vocabulary_size", least=5)
     cli.check_counts(config, "chop", "warm_up", "validation_size", "seed", least=0)
     cli.check_rates(config, "path_dropout", "word_dropout", "embedding_dropout", "input_dropout")
     cli.check_rates(config, "dropout", "average")
     cli.check_positive(config, "learning_rate", "clip_norm")
-    for name in ("adversarial", "weight_decay"):
+    for name in ("adversarial", "virtual", "weight_decay"):
         fits = 0 <= getattr(config, name) < float("inf")
         cli.check(config, name, fits, "a finite number of at least 0")
     cli.check(config, "path_loss", 0 <= config.path_loss <= 1, "0 <= path_loss <= 1")
@@ -187,6 +227,15 @@ def check(config: Config) -> None:
         told = "float32 with --embedding gates"
         cli.check(config, "precision", config.precision == "float32", told)
         cli.check(config, "method", config.method != "unrolled", "fused or scan with gates")
+    if config.task == "language":
+        for name in ("adversarial", "virtual", "pairs", "pretrained", "embedding"):
+            default = Config.__dataclass_fields__[name].default
+            told = f"{default or 'none'} with --task language"
+            cli.check(config, name, getattr(config, name) == default, told)
+    use = not config.unlabelled or config.task == "language" or config.virtual > 0
+    cli.check(config, "unlabelled", use, "no, without --virtual or --task language")
+    labelled = not config.unlabelled or config.pairs != "path"
+    cli.check(config, "pairs", labelled, "none or input with --unlabelled")
     select = config.select == "last" or config.validation_size > 0
     cli.check(config, "select", select, "last with --validation-size 0")
     gate_bias(config.forget_bias, config.cell)
@@ -203,6 +252,7 @@ def load(config: Config) -> Dataset:
         vocabulary_size=config.vocabulary_size,
         max_length=min(config.max_length, room),
         limit=config.limit,
+        unlabelled=config.unlabelled,
     )
 
 
@@ -227,6 +277,40 @@ def make_model(config: Config, pairs: int) -> review_model.ReviewModel:
         both=config.directions == "both",
         cell_init=config.init,
     )
+
+
+def make_loss(config: Config, model: review_model.ReviewModel):
+    """What is learned, as ``train.make_train_step`` wants it."""
+    if config.task == "language":
+        return functools.partial(language.loss_fn, model, config.samples)
+    return model.loss_fn
+
+
+# What a run has in common with the one that it begins with; by the last two, neither has read what
+# is held out here.
+COMMON = (
+    "tokens", "vocabulary_size", "embedding_size", "normalise_embeddings", "cell", "hidden_size",
+    "directions", "data", "limit", "seed", "validation_size",
+)  # fmt: skip
+
+
+def begin(config: Config, params: Any, vocabulary: Any) -> tuple[Any, Config, str | None]:
+    """The first weights, the settings with the hash of ``--pretrained``, and the row of a run."""
+    if config.pretrained is None:
+        return params, config, matching_row(config, ROWS)
+
+    def like(settings):
+        return jax.eval_shape(lambda: language.init(make_model(settings, 0), jax.random.key(0)))
+
+    expected = {"task": "language"} | {name: getattr(config, name) for name in COMMON}
+    found = pretrained.read(Path(config.pretrained), Config, expected, vocabulary, like)
+    given = config.pretrained_sha256
+    cli.check(config, "pretrained_sha256", given in (None, found.sha256), found.sha256)
+    plain = dataclasses.replace(config, pretrained=None, pretrained_sha256=None)
+    rows = matching_row(found.settings, ROWS), matching_row(plain, ROWS)
+    row = "reviews-pretrained" if rows == ("reviews-language", "reviews-lstm") else None
+    known = {name: value for name, value in found.params.items() if name in params}
+    return params | known, dataclasses.replace(config, pretrained_sha256=found.sha256), row
 
 
 def make_schedule(config: Config, updates: int):
@@ -269,7 +353,8 @@ def scored(config: Config, state: train.TrainState) -> Any:
 
 def make_scorer(config: Config, model: review_model.ReviewModel, steps: int, devices, clock):
     """``score(part, params, arrays)``: the means of a part, whose arrays are on the devices."""
-    metrics = lambda params, batch: model.loss_fn(params, batch)[1]  # noqa: E731
+    loss_fn = make_loss(config, model)
+    metrics = lambda params, batch: loss_fn(params, batch)[1]  # noqa: E731
     batch_of = review_model.chops(steps)
     evaluate = parallel.evaluator(metrics, devices, clock, batch_of=batch_of)
 
@@ -295,9 +380,12 @@ def run(config: Config) -> None:
     model = make_model(config, pairs)
     tx = make_optimiser(config, batches.updates)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params, select = review_model.init(model, init_key), config.select == "best"
+    init = language.init if config.task == "language" else review_model.init
+    params, select = init(model, init_key), config.select == "best"
+    params, config, row = begin(config, params, dataset.vocabulary)
     kept = Kept(train.init_state(params, tx, step_key), params if select else ())
-    step = train.make_train_step(model.loss_fn, tx, axis_name=parallel.AXIS, on_nan=config.on_nan)
+    loss_fn = make_loss(config, model)
+    step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS, on_nan=config.on_nan)
     advance = parallel.runner(step, devices, clock, batch_of=review_model.chops(steps))
     advance = reproducible.checked(advance, config.deterministic)
     score = make_scorer(config, model, steps, devices, clock)
@@ -319,17 +407,18 @@ def run(config: Config) -> None:
                 metrics = keeper.checked(kept, metrics)
                 now = losses.means(metrics)
                 folder.log(int(state.step), epoch=epoch, **now)
-                bar.update(int(metrics["loss"][1].sum()))
+                bar.update(int(np.sum(piece["weight"])))
                 bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
                 seen.add(metrics)
                 keeper.after_piece(kept)
+            clock.end_epoch()
             updates, last = int(kept.state.step), epoch == config.epochs
             scores.add("train", updates, epoch, losses.means(seen.take()))
             weights = scored(config, kept.state)
             if config.validation_size:
                 means = score(parts["validation"], weights, data)
                 scores.add("validation", updates, epoch, means)
-            if select and best_epoch(scores.metrics()) == epoch:
+            if select and best(config, scores.metrics()) == epoch:
                 kept = kept._replace(best=parallel.place(weights, devices))
             if last:  # the test reviews are scored once, and not before
                 weights = kept.best if select else weights
@@ -355,20 +444,28 @@ def run(config: Config) -> None:
             seconds=clock.seconds,
             seed=config.seed,
             devices=devices,
-            row=matching_row(config, ROWS),
-            more=more | chosen(scores, select) | keeper.numbers(),
+            row=row,
+            more=more | chosen(config, scores) | keeper.numbers(),
         )
 
 
-def chosen(scores: Scores, select: bool) -> dict[str, float]:
+def best(config: Config, metrics: Any) -> int:
+    """The best epoch on validation, from 1 on: by accuracy; of a language model by its loss."""
+    if config.task == "language":
+        return 1 + int(np.nanargmin(metrics["validation_loss_epochs"]))
+    return best_epoch(metrics)
+
+
+def chosen(config: Config, scores: Scores) -> dict[str, float]:
     """For the record, and said: which epoch's weights were tested."""
-    if not select:
+    if config.select == "last":
         return {}
     found = scores.metrics()
-    best = best_epoch(found)
-    accuracy = found["validation_accuracy_epochs"][best - 1]
-    print(f"the weights are those of epoch {best}, validation accuracy {accuracy:.4f}")
-    return {"best_epoch": best, "best_validation_accuracy": accuracy}
+    epoch = best(config, found)
+    numbers = {name: found[f"validation_{name}_epochs"][epoch - 1] for name in ("accuracy", "loss")}
+    said = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+    print(f"the weights are those of epoch {epoch}, validation {said}")
+    return {"best_epoch": epoch, "best_validation_accuracy": numbers["accuracy"]}
 
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ def _one(
                 bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
                 seen.add(metrics)
                 keeper.after_piece(kept)
+            ready.clock.end_epoch()
             kept = _score(problem, ready, kept, found, epoch, seen, last=epoch == config.epochs)
             keeper.after_epoch(kept, found.last("validation"), last=epoch == config.epochs)
         bar.close()

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstmjax import losses
+from lstmjax import adversary, losses
 from lstmjax.data import text
 from lstmjax.dropout import dropout, embedding_dropout, variational_dropout, word_dropout
 from lstmjax.initializers import GateBias, uniform
@@ -64,7 +64,8 @@ class ReviewModel:
       dropout: rate on the pooled vector.
       path_dropout: rate on the terms of the wide path.
       path_loss: weight of the losses of each path alone.
-      adversarial: ε of ``perturbation``, or 0.
+      adversarial: ε of ``adversary.perturbation``, or 0.
+      virtual: ε of ``adversary.virtual``, or 0.
       cell_init, forget_bias, method, unroll: as in ``lstm`` and ``init_lstm``.
       precision: "float32" or "bfloat16", of the recurrent layer's products.
     """
@@ -87,6 +88,7 @@ class ReviewModel:
     path_dropout: float = 0.0
     path_loss: float = 0.0
     adversarial: float = 0.0
+    virtual: float = 0.0
     cell_init: str = "lstmjax"
     forget_bias: float | GateBias | None = None
     method: str = "fused"
@@ -103,39 +105,55 @@ class ReviewModel:
     ) -> tuple[jax.Array, dict]:
         """The loss of a batch, for ``train.make_train_step``; without a key nothing is dropped.
 
-            L(z) + path_loss · (L(z_deep) + L(z_wide)) + L(z at x + r)
+            L(z) + path_loss · (L(z_deep) + L(z_wide)) + L(z at x + r) + KL(z ‖ z at x + r')
 
-        r is that of ``perturbation``, in training alone; L is what the metric "loss" has, too.
+        r and r' are those of ``adversary``, in training alone; L is what the metric "loss" has,
+        too. A review without a label (−1) has no L; those with one weigh 1 / "labelled_share", so
+        that the mean of L is over them, that of KL over all.
         """
-        keys = _Keys(*(None,) * 5) if key is None else _Keys(*jax.random.split(key, 5))
-        label, xs = batch["label"], inputs(self, params, batch, keys)
-        weight = batch["weight"].astype(xs.dtype)
+        keys = split_keys(key)
+        xs = inputs(self, params, batch, keys)
+        weight, label = batch["weight"].astype(xs.dtype), jnp.maximum(batch["label"], 0)
+        known = (batch["label"] >= 0).astype(xs.dtype)
+        if key is not None and "labelled_share" in batch:
+            known = known / batch["labelled_share"].astype(xs.dtype)
         across = 0.0
         if self.pairs == "path":
             across = wide(params, batch, len(label), keys.path, self.path_dropout)
 
         def own(params, xs, across):
             z = deep(self, params, xs, batch, keys)
-            return z, review_loss(self.loss, z + across, label)
+            return z, known * review_loss(self.loss, z + across, label)
 
         alone, loss = own(params, xs, across)
         average = losses.total(loss, weight)
-        correct = losses.total(losses.binary_correct(alone + across, label), batch["weight"])
+        counted = batch["weight"] * (batch["label"] >= 0).astype(batch["weight"].dtype)
+        correct = losses.total(losses.binary_correct(alone + across, label), counted)
         if self.pairs == "path" and self.path_loss:
             each = review_loss(self.loss, alone, label) + review_loss(self.loss, across, label)
-            loss = loss + self.path_loss * each
+            loss = loss + self.path_loss * known * each
+        # Nothing of how r comes about is differentiated.
+        given, fixed = jax.lax.stop_gradient(((params, across), xs))
         if self.adversarial and key is not None:
-            # Nothing of how r comes about is differentiated.
-            given = jax.lax.stop_gradient((params, across))
             still = lambda xs: jnp.sum(weight * own(given[0], xs, given[1])[1])  # noqa: E731
-            r = perturbation(still, jax.lax.stop_gradient(xs), self.adversarial, batch)
+            r = adversary.perturbation(still, fixed, self.adversarial, batch)
             loss = loss + own(params, xs + r, across)[1]
+        if self.virtual and key is not None:
+            still = lambda xs: deep(self, given[0], xs, batch, keys) + given[1]  # noqa: E731
+            r = adversary.virtual(still, fixed, self.virtual, batch, jax.random.fold_in(key, 1))
+            moved = deep(self, params, xs + r, batch, keys) + across
+            loss = loss + adversary.divergence(jax.lax.stop_gradient(alone + across), moved)
         mean = losses.mean(losses.total(loss, weight))
         return mean, {"loss": average, "accuracy": correct}
 
 
 # One key for each thing that is dropped; None drops nothing.
 _Keys = namedtuple("_Keys", ("words", "embedding", "inputs", "pooled", "path"))
+
+
+def split_keys(key: jax.Array | None) -> _Keys:
+    """A key for each thing that is dropped, or None for all of them."""
+    return _Keys(*(None,) * 5) if key is None else _Keys(*jax.random.split(key, 5))
 
 
 def init(model: ReviewModel, key: jax.Array) -> dict[str, Any]:
@@ -293,28 +311,6 @@ def review_loss(kind: str, z: jax.Array, label: jax.Array) -> jax.Array:
     if kind == "squared":
         return jnp.square(z - (2 * label - 1).astype(z.dtype))
     return losses.binary_cross_entropy(z, label)
-
-
-def perturbation(
-    loss: Callable, xs: jax.Array, epsilon: float, batch: dict[str, jax.Array]
-) -> jax.Array:
-    """The step in which a review's loss rises fastest, of length ε over all its segments.
-
-        r = ε g / ‖g‖,   g = ∇ₓ L     (Miyato, Dai & Goodfellow, 2017; there −g, of log p)
-
-    Args:
-      loss: of xs, the sum of the reviews' losses.
-      xs: [T, S, E].
-      epsilon: ε > 0.
-      batch: with "slot" [S] and "label" [R].
-
-    Returns:
-      r [T, S, E]; 0 where g is.
-    """
-    g = jax.grad(loss)(xs)
-    squares = jax.ops.segment_sum(jnp.sum(g * g, axis=(0, 2)), batch["slot"], len(batch["label"]))
-    scale = epsilon * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(g.dtype).tiny))
-    return jax.lax.stop_gradient(g * scale[batch["slot"]][None, :, None])
 
 
 # ---- the wide path ------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from lstmjax import (
     gpu_tables,
     long_lag_tables,
     peer_tables,
+    seconds_tables,
     soak_tables,
     timing_tables,
 )
@@ -30,11 +31,13 @@ from lstmjax.rows import ROWS, SOURCES, Row
 from lstmjax.schema import SECONDS
 from lstmjax.seeds import apart, seeds_of
 from lstmjax.truncation_tables import section as truncation_section
+from lstmjax.what_matters_tables import section as what_matters_section
 
 # Settings that say where a run went or which of several like runs it is, not what it computes.
 # Settings that make no other program; and one that older records do not have.
 _NO_SETTINGS = (
     "seed", "out", "live", "seeds", "sweep", "save_every", "keep", "resume", "deterministic",
+    "pretrained", "pretrained_sha256",
 )  # fmt: skip
 _LATER = {"on_nan": "stop"}
 
@@ -262,6 +265,8 @@ _TIMED = {
     "long_lag": lambda groups: long_lag_tables.section(groups, _provenance),
     "gradient-flow": lambda groups: flow_tables.section(groups, _provenance),
     "truncation": lambda groups: truncation_section(groups, _provenance),
+    "seconds": lambda groups: seconds_tables.section(groups, _provenance),
+    "what_matters": lambda groups: what_matters_section(groups, _provenance),
     "soak": lambda groups: soak_tables.section(groups, _provenance),
     "gpu": lambda groups: _each(gpu_tables.section, groups) or gpu_tables.section(None),
 }
@@ -300,7 +305,9 @@ def readme_table(groups: Sequence[Group]) -> str:
         program = group.label.replace(group.name, group.row, 1)
         with _shown([group, *peers]):
             theirs = [f"{summary(p.values(key), form, short=True)} ({p.name})" for p in peers]
-            times = [p.seconds("train") for p in peers]
+            times = [
+                p.seconds("train") + f" ({p.name.split()[0]})" * (len(peers) > 1) for p in peers
+            ]
             ours = summary(group.values(key), form, short=True)
         lines.append(
             _line(

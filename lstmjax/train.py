@@ -337,7 +337,8 @@ class Clock:
     """Seconds by what they were spent on.
 
     Attributes:
-      seconds: {"compile", "train", "eval"} so far.
+      seconds: {"compile", "train", "eval"} so far, and "train_epochs" where epochs have ended: what
+        "train" was at the end of each. It is a part of a checkpoint like any other (``Keeper``).
     """
 
     def __init__(self):
@@ -351,6 +352,10 @@ class Clock:
             yield
         finally:
             self.seconds[name] += time.perf_counter() - start
+
+    def end_epoch(self) -> None:
+        """Notes the seconds of training so far: compiling and scoring are not in them."""
+        self.seconds.setdefault("train_epochs", []).append(self.seconds["train"])
 
     def compile(self, run: Callable, *arguments: Any) -> Callable:
         """Compiles a jitted function for its arguments, on the clock."""

@@ -71,6 +71,11 @@ def test_reviews_are_whole_with_the_unlabelled_ones(served, tmp_path):
             if f"/{split}/" in name and "unsup" not in name
         ]
         assert Counter(zip(texts, labels.tolist(), strict=True)) == Counter(want)
+    want = [text.strip() for name, text in members.items() if "/unsup/" in name]
+    assert Counter(prepared.read_unlabelled(folder)) == Counter(want) and len(want) == 3
+    next(folder.glob("*unsupervised*")).unlink()
+    with pytest.raises(DataError, match="holds no unlabelled reviews; prepare it elsewhere"):
+        prepared.read_unlabelled(folder)
 
 
 def test_tfds_itself_reads_what_was_prepared(served, tmp_path):

@@ -53,6 +53,52 @@ def test_the_first_reviews_have_a_vocabulary_of_their_own(texts):
     assert [len(fields["label"]) for fields in data.splits.values()] == [1, 1]
 
 
+MORE = ["very good, unheard of", "", "a bad film"]
+
+
+def test_reviews_without_labels_are_trained_on_and_counted_nowhere(texts, monkeypatch):
+    """Neither the vocabulary nor pairs, ratios or frequencies are theirs."""
+    monkeypatch.setattr(ngrams.offline, "unlabelled", lambda: MORE)
+    plain, data = reviews.load("offline"), reviews.load("offline", unlabelled=True)
+    assert data.vocabulary == plain.vocabulary and data.sha256 != plain.sha256
+    assert sorted(data.splits) == ["test", "train", "unlabelled"]
+    fields = data.splits["unlabelled"]
+    assert fields["label"].tolist() == [-1, -1, -1] and fields["label"].dtype == np.int32
+    known = {word: number + 3 for number, word in enumerate(data.vocabulary)}
+    for n, one in enumerate(MORE):
+        want = [1, *(known.get(token, 2) for token in ngrams.TOKENS["punctuation"](one))]
+        assert fields["ids"][slice(*fields["offsets"][n : n + 2])].tolist() == want
+
+    options = {"validation_size": 2, "seed": 1, "vocabulary_size": 30, "chop": 3}
+    options |= {"frequency": True, "pairs": "input", "pairs_size": 9}
+    (with_more, count), (without, same) = (
+        reviews.parts(found, **options) for found in (data, plain)
+    )
+    assert count == same > 0
+    own, other = with_more["train"], without["train"]
+    assert own.rows.tolist() == [*other.rows, 5, 6, 7]
+    np.testing.assert_array_equal(own.arrays["frequency"], other.arrays["frequency"])
+    assert own.arrays["labelled_share"] == np.float32(3 / 6)
+    assert own.arrays["label"].tolist() == [*LABELS["train"], -1, -1, -1]
+    for row, expected in ((5, fields["ids"][:6]), (7, fields["ids"][7:])):
+        places = np.concatenate(
+            [
+                np.arange(own.cut.begin[k], own.cut.begin[k] + own.cut.length[k])
+                for k in range(own.cut.first[row], own.cut.first[row + 1])
+            ]
+        )
+        assert own.arrays["ids"][places].tolist() == expected.tolist()
+    assert with_more["validation"].rows.tolist() == without["validation"].rows.tolist()
+    assert "labelled_share" not in with_more["test"].arrays
+
+
+def test_the_offline_reviews_without_labels_are_others():
+    found = ngrams.offline.unlabelled()
+    labelled = ngrams.offline.reviews({"train": 500})["train"][0]
+    assert len(found) == 10_000 and len(set(found)) > 9_000
+    assert not set(found) & set(labelled)
+
+
 def test_what_is_held_out_is_drawn_by_the_seed():
     rows, held = reviews.held_out(20, 6, seed=3)
     assert len(held) == 6 and sorted([*rows, *held]) == list(range(20))

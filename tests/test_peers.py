@@ -28,17 +28,33 @@ PEERS = EXPERIMENTS / "peers.py"
 
 
 @pytest.fixture(scope="module")
-def peers():
-    spec = importlib.util.spec_from_file_location("peers", PEERS)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def modules():
+    """peers.py and peer_keras.py as modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXPERIMENTS))
+        import peer_keras
+        import peers
+
+        yield peers, peer_keras
+        for name in ("peers", "peer_keras", "peer_tasks"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def peers(modules):
+    return modules[0]
+
+
+@pytest.fixture(scope="module")
+def programs(modules):
+    return modules[1]
 
 
 @pytest.fixture
 def command(monkeypatch, tmp_path, capsys):
     """``run(*flags) -> (exit code, stdout, stderr)`` of peers.py, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
 
     def run(*flags):
         monkeypatch.setattr(sys, "argv", [str(PEERS), *flags])
@@ -52,32 +68,40 @@ def command(monkeypatch, tmp_path, capsys):
 # --- without TensorFlow --------------------------------------------------------------------------
 
 
-def test_every_row_of_the_tables_is_a_program(peers):
+def test_every_row_of_the_tables_is_a_program(peers, programs):
     rows = typing.get_args(typing.get_type_hints(peers.Config)["row"])
-    assert sorted(rows) == sorted(peers.PROGRAMS) == sorted(tables.SOURCES)
+    assert sorted(rows) == sorted(programs.PROGRAMS) == sorted(tables.SOURCES)
+    assert sorted(rows) == sorted(peers.ROWS["keras"]) and set(peers.ROWS["torch"]) < set(rows)
 
 
-def test_updates_and_epochs_are_those_of_our_programs(peers):
+def test_updates_and_epochs_are_those_of_our_programs(programs):
     ours = {}
-    for name in ("sin", "forecast"):
+    for name in ("sin", "forecast", "imdb", "mnist"):
         ours |= runpy.run_path(str(EXPERIMENTS / f"{name}.py"))["ROWS"]
     for row, config in ours.items():
-        settings = peers.PROGRAMS[row].keywords
-        if row.startswith("sin"):
+        settings = getattr(programs.PROGRAMS[row], "keywords", {})
+        if row.startswith(("imdb", "mnist")):
+            known = programs.peer_tasks
+            epochs = known.REVIEW_EPOCHS if row.startswith("imdb") else known.DIGIT_EPOCHS
+            assert config.epochs == epochs
+            assert config.test_every_epoch == settings.get("as_published", False)
+        elif row.startswith("sin"):
             assert settings["updates"] == config.updates
             assert settings["twice"] == config.advance_twice
             assert settings["scale"] == {"sum": config.num_steps, "mean": 1}[config.loss]
         else:
-            assert settings["epochs"] == config.epochs and peers.FORECAST_STEPS == config.steps
+            assert settings["epochs"] == config.epochs and programs.FORECAST_STEPS == config.steps
 
 
-@pytest.mark.parametrize("missing", ["keras", "tensorflow"])
+@pytest.mark.parametrize("missing", ["keras", "tensorflow", "torch"])
 def test_what_is_missing_is_named_in_one_line(missing, command, monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "peer_torch", raising=False)
+    framework = "torch" if missing == "torch" else "keras"
     if missing == "tensorflow":  # Keras may be installed, and would look for TensorFlow itself
         monkeypatch.setitem(sys.modules, "keras", SimpleNamespace())
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
-    code, _, error = command("--row", "imdb-tf2")
+    code, _, error = command("--row", "imdb-tf2", "--framework", framework)
     assert code == 1
     assert error == f"error: {missing} is not installed: pip install -e '.[peers]'\n"
     assert list(tmp_path.iterdir()) == []
@@ -88,7 +112,12 @@ WRONG = [
     ("--row sin-tf1 --seed -1", "--seed: got -1, expected an integer of at least 0"),
     ("--row sin-tf1 --limit 0", "--limit: got 0, expected an integer of at least 1"),
     ("--row imdb-tf2-gru --limit 127", "--limit: got 127, expected an integer of at least 128"),
-    ("--row sin-tf1 --limit 3 --out a.json", "--out: got a.json, expected no file with --limit"),
+    (
+        "--row imdb-tf2-gru --framework torch",
+        "--row: got imdb-tf2-gru, expected one of imdb-tf2, imdb-tf2-source, mnist-tf1, "
+        "mnist-corrected with --framework torch",
+    ),
+    ("--framework jax", "--framework: got 'jax', expected one of keras, torch"),
     ("--row sin-tf1 --data web", "--data: got 'web', expected one of auto, tfds, offline"),
     ("--row sin-tf1 --limt 3", "--limt: no such flag, did you mean --limit?"),
 ]
@@ -117,7 +146,7 @@ def test_help_explains_every_flag(command):
     code, text, _ = command("--help")
     assert not code and "python experiments/peers.py --row imdb-tf2 --seed 0" in text
     assert "python experiments/peers.py layers" in text
-    for flag in ("--row", "--seed", "--data", "--limit", "--out"):
+    for flag in ("--row", "--framework", "--seed", "--data", "--limit", "--out"):
         assert flag in text
 
 
@@ -125,13 +154,13 @@ def test_help_explains_every_flag(command):
 
 
 @pytest.fixture(scope="module")
-def keras(peers):
+def keras(programs):
     for package in ("tensorflow", "keras"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        peers.load_keras(0)
+        programs.load(0)
         import keras
     return keras
 
@@ -155,15 +184,15 @@ def lstm(layer, weights, xs, state):
 
 @with_tensorflow
 @pytest.mark.parametrize("twice", [False, True])
-def test_the_state_moves_once_or_twice_on_a_window(twice, peers, keras, monkeypatch):
+def test_the_state_moves_once_or_twice_on_a_window(twice, programs, keras, monkeypatch):
     # Keras 1's gates, which this model has.
     monkeypatch.setattr(oracle, "sigmoid", lambda z: np.clip(0.2 * z + 0.5, 0.0, 1.0))
     keras.utils.set_random_seed(3)
-    model, data = peers.sin_model("sin-keras"), sin.stateful_batches(1)
+    model, data = programs.sin_model("sin-keras"), sin.stateful_batches(1)
     layer, head = model.layers
     before = [w.numpy() for w in layer.weights[:3]]
     kernel, bias = (w.numpy() for w in head.weights)
-    mse = peers.fit_sin(model, data, 1.0, twice, Clock())
+    mse = programs.fit_sin(model, data, 1.0, twice, Clock())
     after = [w.numpy() for w in layer.weights[:3]]
 
     x, y = data["x"][0], data["y"][0]
@@ -177,31 +206,32 @@ def test_the_state_moves_once_or_twice_on_a_window(twice, peers, keras, monkeypa
 
 
 @with_tensorflow
-def test_initial_laws_are_those_of_the_sources(peers, keras):
+def test_initial_laws_are_those_of_the_sources(programs, keras):
     keras.utils.set_random_seed(5)
-    first, cell, head = peers.sin_model("sin-tf1").layers
+    first, cell, head = programs.sin_model("sin-tf1").layers
     assert 0.4 < np.std(first.kernel.numpy()) < 2 and np.all(first.bias.numpy() == np.float32(0.1))
     assert 0.4 < np.std(head.kernel.numpy()) < 2 and np.all(head.bias.numpy() == np.float32(0.1))
     kernel, recurrent, bias = (w.numpy() for w in cell.weights[:3])
     for drawn, limit in ((kernel, (6 / 60) ** 0.5), (recurrent, (6 / 60) ** 0.5)):
         assert 0.97 * limit < np.abs(drawn).max() <= limit
     np.testing.assert_array_equal(bias, np.repeat([0.0, 1.0, 0.0, 0.0], 10))
-    kernel, recurrent, _ = (w.numpy() for w in peers.sin_model("sin-keras").layers[0].weights[:3])
+    layer = programs.sin_model("sin-keras").layers[0]
+    kernel, recurrent, _ = (w.numpy() for w in layer.weights[:3])
     for drawn, limit in ((kernel, (6 / 21) ** 0.5), (recurrent, (6 / 40) ** 0.5)):
         assert 0.93 * limit < np.abs(drawn).max() <= limit
 
 
 @with_tensorflow
-def test_the_double_softmax_survives_keras(peers, keras):
+def test_the_double_softmax_survives_keras(programs, keras):
     random = np.random.default_rng(1)
     logits = random.normal(size=(37, 10)).astype(np.float32) * 3
     label = random.integers(0, 10, 37).astype(np.int32)
     softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     expected = np.log(np.exp(softmax).sum(axis=1)) - softmax[np.arange(37), label]
-    np.testing.assert_allclose(peers.double_softmax(label, logits), expected, rtol=1e-5)
+    np.testing.assert_allclose(programs.double_softmax(label, logits), expected, rtol=1e-5)
 
     model = keras.Sequential([keras.Input((10,)), keras.layers.Activation("linear")])
-    model.compile(loss=peers.double_softmax)
+    model.compile(loss=programs.double_softmax)
     found = model.evaluate(logits, label, batch_size=16, verbose=0)
     np.testing.assert_allclose(found, expected.mean(), rtol=1e-5)
     sure = np.where(np.arange(10) == label[:, None], 100.0, 0.0).astype(np.float32)
@@ -211,10 +241,10 @@ def test_the_double_softmax_survives_keras(peers, keras):
 
 @with_tensorflow
 @pytest.mark.parametrize("drop_remainder", [False, True])
-def test_every_pass_has_its_own_order_of_all_rows(drop_remainder, peers, keras):
+def test_every_pass_has_its_own_order_of_all_rows(drop_remainder, programs, keras):
     x = np.arange(53, dtype=np.float32)[:, None] + np.zeros((1, 3), np.float32)
     y = 10 * np.arange(53, dtype=np.int32)
-    batches = peers.shuffled(x, y, 10, 7, drop_remainder)
+    batches = programs.shuffled(x, y, 10, 7, drop_remainder)
     passes = [[(a.numpy(), b.numpy()) for a, b in batches] for _ in range(2)]
     orders = []
     for one in passes:
@@ -227,8 +257,8 @@ def test_every_pass_has_its_own_order_of_all_rows(drop_remainder, peers, keras):
 
 
 @with_tensorflow
-def test_both_forecasts_are_the_slow_ones(peers, keras, monkeypatch):
-    monkeypatch.setattr(peers, "FORECAST_STEPS", 6)
+def test_both_forecasts_are_the_slow_ones(programs, keras, monkeypatch):
+    monkeypatch.setattr(programs, "FORECAST_STEPS", 6)
     keras.utils.set_random_seed(2)
     layer, head = keras.layers.LSTM(5, return_state=True), keras.layers.Dense(1)
     inputs = keras.Input((7, 1))
@@ -244,7 +274,7 @@ def test_both_forecasts_are_the_slow_ones(peers, keras, monkeypatch):
             values.append((h @ kernel + bias)[0, 0])
         return values[7:]
 
-    rerun, carried = (way(window).numpy() for way in peers.forecasters(model, layer, head))
+    rerun, carried = (way(window).numpy() for way in programs.forecasters(model, layer, head))
     np.testing.assert_allclose(rerun, forecast(lambda values: values[-7:]), rtol=1e-4)
     np.testing.assert_allclose(carried, forecast(lambda values: values), rtol=1e-4)
     assert np.abs(rerun - carried).max() > 1e-3
@@ -260,7 +290,8 @@ def examples(count, field, shape, high):
 
 @with_tensorflow
 @pytest.mark.parametrize("row", ["imdb-tf2", "imdb-tf2-source", "mnist-tf1", "mnist-corrected"])
-def test_scores_are_those_that_the_tables_show(row, peers, keras, monkeypatch):
+def test_scores_are_those_that_the_tables_show(row, modules, keras, monkeypatch):
+    peers, programs = modules
     field, shape, high = ("ids", (80,), 10_000) if "imdb" in row else ("image", (28, 28), 256)
     asked = {}
 
@@ -270,14 +301,14 @@ def test_scores_are_those_that_the_tables_show(row, peers, keras, monkeypatch):
         splits = {name: examples(size, field, shape, high) for name, size in sizes.items()}
         return make_dataset("small", "offline", splits)
 
-    def spy(model, *arguments, fit_and_score=peers.fit_and_score):
+    def spy(model, *arguments, fit_and_score=programs.fit_and_score):
         asked["loss"] = model.loss
         return fit_and_score(model, *arguments)
 
-    monkeypatch.setattr(peers, "fit_and_score", spy)
-    monkeypatch.setattr(getattr(peers, row.partition("-")[0]), "load", load)
+    monkeypatch.setattr(programs, "fit_and_score", spy)
+    monkeypatch.setattr(getattr(programs.peer_tasks, row.partition("-")[0]), "load", load)
     clock = Clock()
-    dataset, metrics = peers.PROGRAMS[row](peers.Config(row, seed=6, data="offline"), clock)
+    dataset, metrics = programs.PROGRAMS[row](peers.Config(row, seed=6, data="offline"), clock)
     epochs = 4 if "imdb" in row else 10
     every = row in ("imdb-tf2-source", "mnist-tf1")
     for key, _, _ in tables.ROWS[row].metrics:
@@ -288,16 +319,19 @@ def test_scores_are_those_that_the_tables_show(row, peers, keras, monkeypatch):
     for split, count in (("test", 21), ("validation", 9)):  # each example counts once
         found = count * np.asarray(metrics.get(f"{split}_accuracy_epochs", 0.0))
         np.testing.assert_allclose(found, np.round(found), atol=1e-4)
-    assert (asked.pop("loss") is peers.double_softmax) == (row == "mnist-tf1")
+    assert (asked.pop("loss") is programs.double_softmax) == (row == "mnist-tf1")
     expected = {"source": "offline"}
     if "imdb" in row:
         expected |= {"seed": 6, "validation_size": 0 if row == "imdb-tf2-source" else 2500}
     assert asked == expected and dataset.name == "small"
+    after_each = clock.seconds.pop("train_epochs")
+    assert after_each == sorted(set(after_each)) and len(after_each) == epochs
+    assert after_each[-1] == clock.seconds["train"]
     assert all(value > 0 for value in clock.seconds.values())
 
 
 @with_tensorflow
-def test_the_first_batch_is_compile_and_the_rest_is_not(peers, keras):
+def test_the_first_batch_is_compile_and_the_rest_is_not(programs, keras):
     def run(callbacks, verbose):
         for seconds in (0.2, 0.05, 0.05):
             time.sleep(seconds)
@@ -305,15 +339,15 @@ def test_the_first_batch_is_compile_and_the_rest_is_not(peers, keras):
         return "scores"
 
     clock = Clock()
-    assert peers.timed(clock, "eval", run) == "scores"
+    assert programs.timed(clock, "eval", run) == "scores"
     np.testing.assert_allclose([clock.seconds[k] for k in ("compile", "eval")], [0.2, 0.1], 0.3)
-    peers.timed(clock, "eval", run)
+    programs.timed(clock, "eval", run)
     np.testing.assert_allclose([clock.seconds[k] for k in ("compile", "eval")], [0.2, 0.4], 0.3)
     assert clock.seconds["train"] == 0
 
 
 @with_tensorflow
-def test_a_run_leaves_a_valid_record(peers, keras, tmp_path):
+def test_a_run_leaves_a_valid_record(programs, keras, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(EXPERIMENTS.parent), "JAX_PLATFORMS": "cpu"}
     arguments = [sys.executable, str(PEERS), "--row", "sin-tf1", "--seed", "2"]
     done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True)

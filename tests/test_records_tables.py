@@ -170,6 +170,29 @@ def test_only_runs_that_differ_in_their_seed_are_averaged(benchmark_folder):
         tables.load_groups(folder)
 
 
+def test_two_peers_of_a_row_are_two_lines(tmp_path):
+    write_record(tmp_path, 0, 0.84, [0.84], 27.0)
+    for name, seed, accuracy, train in (
+        ("torch 2.13", 0, 0.81, 40.0), ("keras 3.15 / tensorflow 2.21", 0, 0.82, 80.0),
+        ("torch 2.13", 1, 0.83, 60.0),
+    ):  # fmt: skip
+        peer = {"row": "imdb-tf2", "framework": name}
+        what = {"experiment": "peers", "peer": peer, "file": name[:5]}
+        write_record(tmp_path, seed, 0, [], train, metrics={"test_accuracy": accuracy}, **what)
+    groups = tables.load_groups(tmp_path)
+    assert [(g.name, len(g.records)) for g in groups] == [
+        ("lstmjax", 1), ("keras 3.15 / tensorflow 2.21", 1), ("torch 2.13", 2),
+    ]  # fmt: skip
+    text = tables.benchmarks(groups)
+    assert "| keras 3.15 / tensorflow 2.21 | 0.8200 | – | 1 | 2 | 80 | 1 | 83 |" in text
+    assert "| torch 2.13 | 0.8200 ± 0.0141 (0.8100–0.8300) | – | 2 | 2 | 50 | 1 | 53 |" in text
+    assert tables.readme_table(groups).splitlines()[2] == (
+        "| imdb-tf2 | test accuracy | 0.8400 | 0.8200 (keras 3.15 / tensorflow 2.21); "
+        "0.8200 ± 0.0141 (torch 2.13) | 27 | 80 (keras); 50 (torch) | 1 | "
+        "imdb_reviews (tfds) |"
+    )
+
+
 def test_records_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(RunError, match="a.json is no JSON"):

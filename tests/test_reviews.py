@@ -21,7 +21,7 @@ from lstmjax import review_model
 from lstmjax.data import chops
 from lstmjax.data import reviews as data_reviews
 from lstmjax.data.dataset import make_dataset
-from lstmjax.records import RunStopped, matching_row, validate
+from lstmjax.records import RunError, RunStopped, matching_row, validate
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "reviews.py"
@@ -46,16 +46,19 @@ def as_in_a_script():
         yield
 
 
-def make_reviews(test_seed=3, swap=()):
+def make_reviews(test_seed=3, swap=(), unlabelled=False):
     """Reviews of random lengths whose words say what they are, but for noise."""
     splits = {}
-    for split, count, seed in (("train", 52, 1), ("test", 30, test_seed)):
+    sizes = [("train", 52, 1), ("test", 30, test_seed)]
+    for split, count, seed in [*sizes, *[("unlabelled", 40, 5)] * unlabelled]:
         draw = np.random.default_rng(seed)
         label = draw.integers(0, 2, count).astype(np.int32)
         lengths = draw.integers(1, 30, count)
         ids = draw.integers(4, 11, lengths.sum()) + 3 * label.repeat(lengths)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         splits[split] = {"ids": ids.astype(np.int32), "offsets": offsets, "label": label}
+    if unlabelled:
+        splits["unlabelled"]["label"][:] = -1
     label = splits["train"]["label"]
     label[list(swap)] = 1 - label[list(swap)]
     return make_dataset("sin", "generated", splits, ("a", "b"))
@@ -64,7 +67,7 @@ def make_reviews(test_seed=3, swap=()):
 @pytest.fixture(autouse=True)
 def loads(monkeypatch):
     """Every run has these reviews."""
-    monkeypatch.setattr(reviews, "load", lambda config: make_reviews())
+    monkeypatch.setattr(reviews, "load", lambda config: make_reviews(unlabelled=config.unlabelled))
 
 
 def train(folder, **settings):
@@ -296,6 +299,116 @@ def test_the_last_weights_without_a_hold_out(tmp_path):
     assert own == pytest.approx([metrics["test_accuracy"], metrics["test_loss"]], rel=1e-5)
 
 
+# ---- without labels -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A language model of all reviews: (folder, record, lines)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reviews, "load", lambda config: make_reviews(unlabelled=True))
+        folder = tmp_path_factory.mktemp("words") / "run"
+        return folder, *train(folder, epochs=8, task="language", unlabelled=True, samples=300)
+
+
+def test_a_language_model_learns_which_words_go_together(words):
+    """Half of the words are in positive reviews alone, the others in negative ones."""
+    folder, record, _ = words
+    metrics = record["metrics"]
+    losses = metrics["validation_loss_epochs"]
+    assert metrics["best_epoch"] == 1 + np.argmin(losses)
+    assert metrics["test_loss"] < losses[0] < np.log(V)
+    # Of ten words, seven are in a review, and four of them are in both kinds of reviews.
+    share = np.array([1] * 6 + [2] * 4) / 14
+    assert metrics["test_loss"] < -(share * np.log(share)).sum()
+    assert "row" not in record and "train_accuracy" not in metrics
+    weights = load_file(folder / "params.safetensors")
+    assert "kernel" not in weights and weights["next.backward"].shape == (3, 4)
+
+
+def test_what_a_language_model_learned_is_begun_with(words, tmp_path, monkeypatch):
+    """The first update starts from its weights, and the record names them."""
+    folder, before, _ = words
+    first, advance = [], reviews.parallel.runner
+
+    def watched(*arguments, **named):
+        run = advance(*arguments, **named)
+
+        def watch(state, *rest):
+            first.append(jax.device_get(state.params))
+            return run(state, *rest)
+
+        return watch
+
+    monkeypatch.setattr(reviews.parallel, "runner", watched)
+    record, _ = train(tmp_path / "run", pretrained=str(folder), epochs=1)
+    found = load_file(folder / "params.safetensors")
+    for name in ("embed", "forward.w_h", "backward.b"):
+        own = first[0]
+        for part in name.split("."):
+            own = own[part]
+        np.testing.assert_array_equal(own, found[name])
+    assert record["config"]["pretrained_sha256"] == before["params_sha256"]
+    other, _ = train(tmp_path / "other", epochs=1)
+    assert other["params_sha256"] != record["params_sha256"]
+
+
+def test_the_row_of_a_pretrained_run(words, monkeypatch):
+    """It is that of the defaults, after the language model's defaults."""
+    params, _, row = reviews.begin(reviews.Config(), {"a": 1}, ())
+    assert (params, row) == ({"a": 1}, "reviews-lstm")
+    language_run = reviews.Config(task="language", unlabelled=True, seed=3)
+    for settings, expected in (
+        (language_run, "reviews-pretrained"),
+        (dataclasses.replace(language_run, unlabelled=False), None),
+        (dataclasses.replace(language_run, epochs=3), None),
+    ):
+        found = reviews.pretrained.Pretrained(settings, {"embed": 2, "next": 3}, "e" * 64)
+        monkeypatch.setattr(reviews.pretrained, "read", lambda *_, found=found: found)
+        config = reviews.Config(pretrained="there", seed=3)
+        params, config, row = reviews.begin(config, {"embed": 1, "kernel": 4}, ())
+        assert params == {"embed": 2, "kernel": 4} and row == expected
+        assert config.pretrained_sha256 == "e" * 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"hidden_size": 4}, "is a run with hidden_size 3, expected 4"),
+        ({"seed": 3}, "is a run with seed 2, expected 3"),
+        ({"validation_size": 11}, "is a run with validation_size 12, expected 11"),
+        ({"pretrained_sha256": "0" * 64}, "--pretrained-sha256: got 0000000"),
+    ],
+)
+def test_what_cannot_be_begun_with(settings, text, words, tmp_path):
+    with pytest.raises((RunError, reviews.cli.ConfigError), match=text):
+        train(tmp_path / "run", pretrained=str(words[0]), epochs=1, **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_none_cannot_be_begun_with(whole, tmp_path):
+    with pytest.raises(RunError, match="expected the folder of a finished run"):
+        train(tmp_path / "run", pretrained=str(tmp_path), epochs=1)
+    with pytest.raises(RunError, match="is a run with task sentiment, expected language"):
+        train(tmp_path / "run", pretrained=str(whole[0]), epochs=1)
+
+
+def test_reviews_without_labels_change_what_is_learned(tmp_path):
+    """By --virtual; the losses and accuracies are those of labelled reviews."""
+    options = {"virtual": 0.5, "normalise_embeddings": True, "epochs": 2}
+    record, _ = train(tmp_path / "all", unlabelled=True, **options)
+    other, _ = train(tmp_path / "labelled", **options)
+    assert record["params_sha256"] != other["params_sha256"]
+    for found in (record, other):
+        assert 0.3 < found["metrics"]["train_accuracy"] < 1
+        assert 0.3 < found["metrics"]["train_loss"] < 0.9
+    updates = [len(chops.Batches.of(part.cut, part.rows, epochs=1, seed=2, capacity=12, devices=1)
+                   .packed[0].load) for part in (
+        reviews.make_parts(dataclasses.replace(FAST, **options), make_reviews(unlabelled=extra))[0]
+        ["train"] for extra in (False, True))]  # fmt: skip
+    assert updates[1] > 1.5 * updates[0]
+
+
 # ---- as its users run it ------------------------------------------------------------------------
 
 FLAGS = (
@@ -349,6 +462,15 @@ WRONG = [
     ("--forget-bias chrono:1", "--forget-bias: got chrono:1, expected chrono:T with T >= 2"),
     ("--save-every often", "--save-every: got 'often', expected steps, as 500, or seconds, as 60s"),
     ("--seeds 3", "--seeds: no such flag"),
+    ("--virtual -1", "--virtual: got -1.0, expected a finite number of at least 0"),
+    ("--unlabelled", "--unlabelled: got True, expected no, without --virtual or --task language"),
+    ("--unlabelled --virtual 1 --pairs path", "--pairs: got path, expected none or input with"),
+    ("--task language --pairs input", "--pairs: got input, expected none with --task language"),
+    ("--task language --adversarial 1", "--adversarial: got 1.0, expected none with --task"),
+    ("--task language --embedding gates", "--embedding: got gates, expected vectors with --task"),
+    ("--task language --pretrained x", "--pretrained: got x, expected none with --task language"),
+    ("--samples 0", "--samples: got 0, expected an integer of at least 1"),
+    ("--validation-size 5 --pretrained nowhere", "--pretrained: got nowhere, expected the folder"),
 ]  # fmt: skip
 
 

@@ -41,17 +41,25 @@ TOKENS: Mapping[str, Callable[[str], list[str]]] = {
 # ---- documents ----------------------------------------------------------------------------------
 
 
-def load(source: str = "auto", *, tokens: str = "punctuation", limit: int | None = None) -> Dataset:
+def load(
+    source: str = "auto",
+    *,
+    tokens: str = "punctuation",
+    limit: int | None = None,
+    unlabelled: bool = False,
+) -> Dataset:
     """The IMDB reviews as `Documents`, whole, with the vocabulary of all training reviews.
 
     Args:
       source: `"auto"`, `"tfds"` or `"offline"` (`lstmjax.data.prepared.locate`).
       tokens: one of `TOKENS`.
       limit: only the first so many reviews of each split; None for all.
+      unlabelled: whether to load the reviews without labels, too.
 
     Returns:
       Splits train and test, each `{"ids", "offsets", "label": int32 [N] in {0, 1}}`, the first two
-      those of `Documents`. `vocabulary[k]` has id k.
+      those of `Documents`. `vocabulary[k]` has id k. With `unlabelled` a third split of that name,
+      whose labels are -1.
 
     Raises:
       ValueError: naming an option that is wrong.
@@ -69,6 +77,11 @@ def load(source: str = "auto", *, tokens: str = "punctuation", limit: int | None
         split: {**found._asdict(), "label": raw[split][1][:limit]}
         for split, found in (("train", train), ("test", test))
     }
+    if unlabelled:
+        more = offline.unlabelled() if folder is None else prepared.read_unlabelled(folder)
+        found = look_up(more[:limit], vocabulary, TOKENS[tokens])
+        label = np.full(len(found.offsets) - 1, -1, np.int32)
+        splits["unlabelled"] = {**found._asdict(), "label": label}
     return make_dataset(name, "offline" if folder is None else "tfds", splits, vocabulary)
 
 

@@ -27,6 +27,7 @@ Labelled = dict[str, tuple[list[str], np.ndarray]]
 
 REVIEW_SIZES = {"train": 20000, "test": 5000}
 _REVIEW_SEED = 20150814
+_UNLABELLED_SIZE = 10_000
 REVIEWS_VERSION = f"grammar 1 {REVIEW_SIZES} {_REVIEW_SEED}"  # of the text; part of cache keys
 
 DIGIT_SIZES = {"train": 20000, "test": 4000}
@@ -146,6 +147,11 @@ def reviews(sizes: dict[str, int] | None = None, seed: int = _REVIEW_SEED) -> La
             labels[[last, other]] = labels[[other, last]]
         splits[split] = [_review(dice, bool(label)) for label in labels], labels
     return splits
+
+
+def unlabelled() -> list[str]:
+    """Further reviews of the same grammar, without their labels."""
+    return reviews({"unlabelled": _UNLABELLED_SIZE}, _REVIEW_SEED + 1)["unlabelled"][0]
 
 
 _FONTS = (

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from lstmjax.data.dataset import SOURCES, DataError, DownloadError, check_choice
 
 FULL_NAMES = {"imdb_reviews": "imdb_reviews/plain_text", "mnist": "mnist"}
 SPLITS = ("train", "test")
+UNLABELLED = "unsupervised"  # a third split of the reviews
 
 
 def data_folder(data_dir: str | os.PathLike | None = None) -> Path:
@@ -134,6 +136,21 @@ def read_reviews(folder: Path) -> dict[str, tuple[list[str], np.ndarray]]:
     return splits
 
 
+def read_unlabelled(folder: Path) -> list[str]:
+    """The texts of the reviews that have no label, in the order on disk.
+
+    Raises:
+      DataError: the folder has none, or is damaged.
+    """
+    if not _shards(folder, UNLABELLED):
+        raise DataError(
+            f"{folder} holds no unlabelled reviews; prepare it elsewhere, with them: python -m "
+            "lstmjax.data.prepare imdb_reviews --data-dir OTHER, and set TFDS_DATA_DIR=OTHER"
+        )
+    examples = _read("imdb_reviews", folder, {}, (UNLABELLED,))[UNLABELLED]
+    return [example["text"].decode("utf-8", errors="replace") for example in examples]
+
+
 def read_digits(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Split name → (uint8 images `[N, 28, 28]`, int32 labels `[N]`), in the order on disk."""
     import tensorflow_datasets as tfds
@@ -170,28 +187,30 @@ def _labels(name: str, folder: Path, examples: list[dict], classes: int) -> np.n
     return labels.astype(np.int32)
 
 
-def _read(name: str, folder: Path, decoders: dict) -> dict[str, list[dict]]:
-    """Every example of both splits; anything that goes wrong on the way is a DataError."""
+def _read(
+    name: str, folder: Path, decoders: dict, splits: Sequence[str] = SPLITS
+) -> dict[str, list[dict]]:
+    """Every example of some splits; anything that goes wrong on the way is a DataError."""
     import tensorflow_datasets as tfds
 
     try:
         shards.check_features(name, folder)
         info = files.read_json(folder / "dataset_info.json")
-        for split in SPLITS:
+        for split in splits:
             shards.check_split(name, split, info, _shards(folder, split))
         builder = tfds.builder_from_directory(folder)
-        splits = {}
-        for split in SPLITS:
+        found = {}
+        for split in splits:
             source = builder.as_data_source(split=split, decoders=decoders or None)
             examples = list(source.__getitems__(range(len(source))))
             # What a truncated file has lost is read as empty records, without an error.
             if any(value is None for example in examples for value in example.values()):
                 raise ValueError(f"empty examples in {split}")
-            splits[split] = examples
+            found[split] = examples
     except ImportError as error:
         raise DataError(
             f"cannot read {folder} ({one_line(error)}); install lstmjax with its dependencies"
         ) from error
     except Exception as error:  # TFDS and array_record raise what they like for damaged files
         raise _damaged(name, folder, one_line(error)) from error
-    return splits
+    return found

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lstmjax.data import chops, ngrams, prepared, text
+from lstmjax.data import chops, ngrams, text
 from lstmjax.data.dataset import Dataset, check_int, make_dataset
 
 FIRST_WORD = text.INDEX_FROM + 1  # ids below are no words
@@ -26,11 +26,12 @@ def load(
     vocabulary_size: int = 30_000,
     max_length: int = 1_000,
     limit: int | None = None,
+    unlabelled: bool = False,
 ) -> Dataset:
     """The reviews as ids by the frequency of their tokens in train, those of `lstmjax.data.text`.
 
     Args:
-      source, tokens, limit: as in `ngrams.load`.
+      source, tokens, limit, unlabelled: as in `ngrams.load`.
       vocabulary_size: ids in use: 4 special ones and the most frequent tokens of train.
       max_length: tokens of a review; of longer ones, the last so many stay. The id START in front
         of a review is one of them.
@@ -38,7 +39,7 @@ def load(
     Returns:
       Splits train and test, each `{"ids": int32 [total], "offsets": int64 [N + 1], "label": int32
       [N] in {0, 1}}`; review n is `ids[offsets[n]:offsets[n + 1]]`, at least one id.
-      `vocabulary[k]` has id k + 3.
+      `vocabulary[k]` has id k + 3. With `unlabelled` a third split of that name, labels -1.
 
     Raises:
       ValueError: naming an option that is wrong.
@@ -46,8 +47,8 @@ def load(
     """
     check_int("vocabulary_size", vocabulary_size, FIRST_WORD + 1)
     check_int("max_length", max_length, 1)
-    whole = ngrams.load(source, tokens=tokens, limit=limit)
-    found = {split: ngrams.of_split(whole, split) for split in prepared.SPLITS}
+    whole = ngrams.load(source, tokens=tokens, limit=limit, unlabelled=unlabelled)
+    found = {split: ngrams.of_split(whole, split) for split in whole.splits}
     counts = np.bincount(found["train"].ids, minlength=len(whole.vocabulary))
     known = np.argsort(-counts, kind="stable")[: vocabulary_size - FIRST_WORD]
     id_of = np.full(len(whole.vocabulary) + 1, text.UNKNOWN, np.int32)  # the last one is that of -1
@@ -178,6 +179,13 @@ def log_count_ratio(
     return ratios[0].astype(np.float32), ratios[1:].astype(np.float32)
 
 
+def _joined(fields: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Two splits of ids, offsets and labels, one after the other."""
+    offsets = [fields["offsets"], fields["offsets"][-1] + more["offsets"][1:]]
+    both = {name: np.concatenate([fields[name], more[name]]) for name in ("ids", "label")}
+    return both | {"offsets": np.concatenate(offsets)}
+
+
 def _review_of(offsets: np.ndarray) -> np.ndarray:
     """The review of every place: int64 `[total]`."""
     return np.arange(len(offsets) - 1).repeat(np.diff(offsets))
@@ -215,6 +223,9 @@ def parts(
 ) -> tuple[dict[str, Part], int]:
     """Reviews to train on, to validate and to test, with what is known of their words and pairs.
 
+    Reviews without labels, where the data have them, are trained on; pairs, ratios and frequencies
+    are counted without them.
+
     Args:
       data: from `load`.
       validation_size, seed: as in `held_out`.
@@ -227,7 +238,8 @@ def parts(
       leave_out: whether to add "ratio_without" [2, V + P], too.
 
     Returns:
-      Parts "train", "validation" and "test", and P.
+      Parts "train", "validation" and "test", and P. Where there are reviews without labels, the
+      arrays of train have "labelled_share", the share of those with a label.
 
     Raises:
       ValueError: naming an option that is wrong.
@@ -235,6 +247,7 @@ def parts(
     of_train = data.splits["train"]
     rows, held = held_out(len(of_train["label"]), validation_size, seed)
     found = {split: dict(fields) for split, fields in data.splits.items()}
+    more = found.pop("unlabelled", None)
     shared, known = {}, np.empty(0, np.int64)
     if frequency:
         use = np.zeros(len(of_train["label"]), bool)
@@ -256,6 +269,11 @@ def parts(
             of = (fields["path"], offsets, fields["label"], rows, size)
             shared["ratio"], without = log_count_ratio(*of)
             shared |= {"ratio_without": without} if leave_out else {}
+    if more is not None:
+        share = len(rows) / (len(rows) + len(more["label"]))
+        count = len(of_train["label"])
+        rows = np.concatenate([rows, np.arange(count, count + len(more["label"]))])
+        found["train"] = _joined(found["train"], more) | {"labelled_share": np.float32(share)}
     cuts = {split: chops.segments(fields.pop("offsets"), chop) for split, fields in found.items()}
     arrays = {split: fields | shared for split, fields in found.items()}
     every = {"train": ("train", rows), "validation": ("train", held)}
