@@ -46,6 +46,7 @@ from lstmjax import seeds as many
 from lstmjax.data import Dataset, sin
 from lstmjax.keeper import Keeper, save_every
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel
+from lstmjax.provenance import count_parameters
 from lstmjax.records import matching_row, params_sha256
 from lstmjax.variants import VARIANTS
 
@@ -298,6 +299,8 @@ def run(config: Config) -> None:
             },
             seconds=clock.seconds,
             params_sha256=params_sha256(params),
+            parameters=count_parameters(params),
+            updates=int(state.step),
             seed=config.seed,
             devices=devices,
             row=matching_row(config, ROWS),

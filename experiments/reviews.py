@@ -430,7 +430,6 @@ def run(config: Config) -> None:
         write_file(folder.path / "vocabulary.txt", "\n".join(dataset.vocabulary).encode())
         weights = parallel.fetch(kept.best if select else scored(config, kept.state))
         more = {
-            "parameters": sum(np.size(a) for a in jax.tree.leaves(weights)),
             "pairs": pairs,
             "fill_share": batches.fill(steps),
             "tokens_per_second": batches.tokens / clock.seconds["train"],

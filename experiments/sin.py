@@ -43,6 +43,7 @@ from lstmjax.data import Dataset, sin
 from lstmjax.keeper import Keeper, save_every
 from lstmjax.lane_series import Series, learn
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, glorot, zeros
+from lstmjax.provenance import count_parameters
 from lstmjax.records import matching_row, params_sha256
 from lstmjax.variants import VARIANTS
 
@@ -355,6 +356,8 @@ def run(config: Config) -> None:
             metrics=metrics,
             seconds=clock.seconds,
             params_sha256=params_sha256(params),
+            parameters=count_parameters(params),
+            updates=config.updates,
             seed=config.seed,
             devices=devices,
             row=matching_row(config, ROWS),

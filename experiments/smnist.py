@@ -1,9 +1,10 @@
-"""Tell handwritten digits apart pixel by pixel, in order or under a named permutation.
+"""Tell handwritten digits apart pixel by pixel, in order or under a named permutation, or by rows.
 
     python experiments/smnist.py                              14 x 14 pixels, 196 steps
     python experiments/smnist.py --preset small-permuted      the same in the order numpy-92916
     python experiments/smnist.py --preset pixels              all 784 pixels, row by row
     python experiments/smnist.py --preset torch-12008         784 pixels in another order
+    python experiments/smnist.py --preset rows                28 rows of 28 pixels, 28 steps
     python experiments/smnist.py --forget-bias chrono         long memories from the start
     python experiments/smnist.py --cell refine --forget-bias uniform_gate      refined gates
     python experiments/smnist.py --seeds 5 --sweep lr=5e-4,1e-3       ten runs in one program
@@ -59,20 +60,27 @@ from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, gate_bi
 from lstmjax.records import matching_row
 from lstmjax.variants import VARIANTS
 
-POSITIONS = {"pixels": 784, "small": 196}
-LARGEST = {"pixels": 255, "small": 4 * 255}  # a small pixel is kept as the sum of four
+POSITIONS = {"pixels": 784, "small": 196, "rows": 28}
+LARGEST = {"pixels": 255, "small": 4 * 255, "rows": 255}  # a small pixel is kept as the sum of four
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     preset: Literal[
-        "small", "small-permuted", "pixels", "numpy-92916", "torch-12008", "numpy-0", "bit-reversal"
+        "small",
+        "small-permuted",
+        "pixels",
+        "numpy-92916",
+        "torch-12008",
+        "numpy-0",
+        "bit-reversal",
+        "rows",
     ] = "small"
     """Where the defaults come from."""
     data: Literal["auto", "tfds", "offline"] = "auto"
     """The real digits if they can be had, the real ones or an error, or rendered ones."""
-    order: Literal["pixels", "small"] = "small"
-    """All 784 pixels, or 196 that are the means of 2 x 2 of them."""
+    order: Literal["pixels", "small", "rows"] = "small"
+    """All 784 pixels, 196 that are the means of 2 x 2 of them, or 28 rows of 28, as in mnist.py."""
     permutation: Literal["none", "numpy-92916", "torch-12008", "numpy-0", "bit-reversal"] = "none"
     """The order in which they are read."""
     permutation_sha256: str | None = None
@@ -173,6 +181,7 @@ PRESETS = {
         for name in PERMUTATIONS
         if name != "none"
     },
+    "rows": Config(preset="rows", order="rows", epochs=40, locked_dropout=0.2),
 }
 ROWS = {f"smnist-{name}": complete(settings) for name, settings in PRESETS.items()}
 
@@ -189,6 +198,8 @@ def check(config: Config) -> None:
     fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
     cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
     forget_bias(config)
+    fits = config.order != "rows" or config.permutation == "none"
+    cli.check(config, "permutation", fits, "none with --order rows")
     complete(config)
     lanes.check(config, validation=config.validation_size > 0)
 
@@ -197,7 +208,7 @@ def check(config: Config) -> None:
 
 
 class Digits(NamedTuple):
-    """Images as sequences: {"image" [N, T, 1], "label" int32 [N]} by split, and what they are.
+    """Images as sequences: {"image" [N, T, D], "label" int32 [N]} by split, and what they are.
 
     An image is uint8, of numbers up to 255, or, where it is small, uint16 up to 1020.
     """
@@ -218,19 +229,22 @@ def load(config: Config) -> Digits:
         for split, fields in whole.splits.items()
     }
     read = f"in the order {config.permutation}" * (config.permutation != "none") or "row by row"
-    title = f"{whole.title}, {count} pixels {read}"
+    title = f"{whole.title}, {count} {'rows' if config.order == 'rows' else 'pixels'} {read}"
+    title = title.removesuffix(" row by row") if config.order == "rows" else title
     return Digits(title, whole.name, whole.source, content_sha256(splits), splits)
 
 
 def lay_out(images: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """uint8 [N, 28, 28] to [N, T, 1]: as many pixels as the order has places, in that order."""
+    """uint8 [N, 28, 28] to [N, T, D]: as many pixels, or rows, as the order has places, in it."""
+    if len(order) == POSITIONS["rows"]:
+        return images[:, order]
     if len(order) == POSITIONS["small"]:  # the sums of 2 x 2
         images = images.reshape(len(images), 14, 2, 14, 2).sum(axis=(2, 4), dtype=np.uint16)
     return images.reshape(len(images), len(order))[:, order, None]
 
 
 def inputs(images: np.ndarray, config: Config) -> np.ndarray:
-    """uint8 [N, 28, 28] to what the model reads: float32 [N, T, 1] in [0, 1]."""
+    """uint8 [N, 28, 28] to what the model reads: float32 [N, T, D] in [0, 1]."""
     order = permutation(config.permutation, POSITIONS[config.order])
     return lay_out(images, order).astype(np.float32) / LARGEST[config.order]
 
@@ -297,10 +311,11 @@ def make_problem(config: Config, digits: Digits) -> Problem:
             clip_norm=config.clip_norm,
         )
 
+    size = digits.splits["train"]["image"].shape[2]
     names = ["train", "test"] + ["validation"] * (config.validation_size > 0)
     return Problem(
         make_loss(model, config),
-        lambda key: model.init(key, jnp.zeros((1, 1, 1)))["params"],
+        lambda key: model.init(key, jnp.zeros((1, 1, size)))["params"],
         make_optimiser,
         {split: Split.whole(digits.splits[split]) for split in names},
         "images",

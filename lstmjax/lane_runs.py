@@ -16,6 +16,7 @@ from lstmjax import checkpoint, losses, plots, train
 from lstmjax import seeds as many
 from lstmjax.keeper import Keeper
 from lstmjax.lanes import Choice, Lane, Program, plus_minus
+from lstmjax.provenance import count_parameters
 from lstmjax.records import Run, RunError, params_sha256, to_json, write_file
 
 # ---- lines, figures and the record --------------------------------------------------------------
@@ -128,6 +129,8 @@ def finish(
         metrics=metrics,
         seconds=work.clock.seconds,
         params_sha256=params_sha256(weights),
+        parameters=count_parameters(weights) // len(weights),
+        updates=program.step(),
         seed=work.config.seed,
         devices=program.devices,
         row=row,

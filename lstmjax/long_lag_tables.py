@@ -42,6 +42,15 @@ def title(task: str, length: int) -> str:
     return _TITLES[task].format(f"{length:,}")
 
 
+def published(task: str, length: int) -> str:
+    """What Hochreiter & Schmidhuber's LSTM reached there (1997), if it was tried."""
+    wrong = {100: "1 of 2,560 wrong after 74,000 sequences", 1000: "1 of 2,560 wrong after 853,000"}
+    if task in ("adding", "adding-hs") and length in wrong:
+        by = "Hochreiter & Schmidhuber, 1997"
+        return f"{wrong[length]} ({by}{', of their own task' if task == 'adding' else ''})"
+    return "–"
+
+
 def solved(solved_at: Sequence[Any]) -> tuple[str, str]:
     """How many seeds solved a task, and when those did: "4 of 5" and "1,250 ± 310".
 

@@ -70,6 +70,23 @@ def _key_name(key: Any) -> str | int:
     return str(key)
 
 
+def without_flags(command: str, *flags: str) -> str:
+    """A command line without some flags and their values, as `--seed 3` and `--seed=3`."""
+    words, kept = shlex.split(command), []
+    while words:
+        word = words.pop(0)
+        if word in flags:
+            del words[:1]
+        elif word.partition("=")[0] not in flags:
+            kept.append(word)
+    return shlex.join(kept)
+
+
+def count_parameters(params: Any) -> int:
+    """How many numbers a nested dict of arrays holds."""
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))
+
+
 def first_steps(lines: Iterable[Mapping[str, Any]], count: int = FIRST) -> dict[str, Any] | None:
     """The first losses of a run, by which `verify` recognises it when it is run again.
 

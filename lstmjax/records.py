@@ -308,6 +308,8 @@ class Run:
         seed: int,
         devices: Sequence[Any] | int | None = None,
         row: str | None = None,
+        parameters: int | None = None,
+        updates: int | None = None,
     ) -> dict[str, Any]:
         """Writes `record.json` and closes the folder.
 
@@ -320,6 +322,8 @@ class Run:
           seed: the run's seed.
           devices: as in `environment`.
           row: the row of BENCHMARKS.md this run belongs to, one of `tables.ROWS`; None for none.
+          parameters: how many numbers are trained, of one model; None where there is no one model.
+          updates: how often they were changed.
 
         Returns:
           The record.
@@ -333,6 +337,7 @@ class Run:
             dataset = {key: getattr(dataset, key) for key in DATASET}
         first = first_steps(read_lines(self.path / "metrics.jsonl"))
         asked = {k: v for k, v in self.config.items() if k == "deterministic"}
+        size = {"parameters": parameters, "updates": updates}
         record = {
             "experiment": self.experiment,
             **({} if row is None else {"row": row}),
@@ -345,6 +350,7 @@ class Run:
             **({} if first is None else {"first_steps": first}),
             "seconds": seconds,
             "params_sha256": params_sha256,
+            **{name: int(value) for name, value in size.items() if value is not None},
             "environment": environment(devices) | self._code | asked,
             "seed": int(seed),
             **({"resumed": self._resumed} if self._resumed else {}),

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from lstmjax import cli
+from lstmjax import cli, overview_tables
 from lstmjax.compare import Compare, compare
 from lstmjax.records import RunError, write_file
 from lstmjax.seeds import seeds_of
@@ -23,6 +23,7 @@ from lstmjax.tables import benchmarks, load, load_groups, load_parity, load_time
 from lstmjax.verify import Verify, verify
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+BEST = "<!-- best:begin -->", "<!-- best:end -->"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Collect:
 
 @dataclass(frozen=True)
 class Table:
-    """Writes BENCHMARKS.md, and the table in README.md between its two markers."""
+    """Writes BENCHMARKS.md, and the two tables in README.md between their markers."""
 
     results: Path = Path("experiments/results")
     """the folder of records"""
@@ -103,15 +104,11 @@ def table(options: Table) -> None:
         readme = options.readme.read_text(encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot read {options.readme}: {error.strerror}") from error
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise RunError(f"{options.readme}: expected the lines {BEGIN} and {END}, one after another")
+    timed = load_timed(options.results)
+    readme = _between(options.readme, readme, BEST, overview_tables.best(groups, timed["long_lag"]))
     texts = {
-        options.benchmarks: benchmarks(
-            groups, load_parity(options.results), load_timed(options.results)
-        ),
-        options.readme: f"{before}{BEGIN}\n{readme_table(groups)}\n{END}{after}",
+        options.benchmarks: benchmarks(groups, load_parity(options.results), timed),
+        options.readme: _between(options.readme, readme, (BEGIN, END), readme_table(groups)),
     }
     for path, text in texts.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
@@ -121,6 +118,16 @@ def table(options: Table) -> None:
                 f"{path} is not what the records say: run the table command without --check"
             )
         write_file(path, text.encode())
+
+
+def _between(path: Path, text: str, markers: tuple[str, str], content: str) -> str:
+    """A file's text with something else between two markers; RunError where they are not there."""
+    begin, end = markers
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise RunError(f"{path}: expected the lines {begin} and {end}, one after another")
+    return f"{before}{begin}\n{content}\n{end}{after}"
 
 
 COMMANDS = {

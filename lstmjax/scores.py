@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from lstmjax import checkpoint, plots
+from lstmjax.provenance import count_parameters
 from lstmjax.records import Run, params_sha256
 
 
@@ -15,11 +16,13 @@ class Scores:
 
     Attributes:
       epochs: {split: {metric: [(epoch, value), …]}} so far.
+      updates: when scores were last added; None before.
     """
 
     def __init__(self, folder: Run):
         """Args: folder: the run whose metrics.jsonl gets a line for every split and epoch."""
         self._folder = folder
+        self.updates: int | None = None
         self.epochs: dict[str, dict[str, list[tuple[int, float]]]] = {}
 
     def add(self, split: str, step: int, epoch: int, means: Mapping[str, float]) -> None:
@@ -31,6 +34,7 @@ class Scores:
           epoch: epochs so far.
           means: value by metric.
         """
+        self.updates = step
         for name, value in means.items():
             self.epochs.setdefault(split, {}).setdefault(name, []).append((epoch, value))
         line = {f"{split}_{name}": value for name, value in means.items()}
@@ -94,6 +98,8 @@ def finish(
         metrics=metrics,
         seconds=seconds,
         params_sha256=params_sha256(params),
+        parameters=count_parameters(params),
+        updates=scores.updates,
         seed=seed,
         devices=devices,
         row=row,

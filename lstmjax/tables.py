@@ -8,7 +8,6 @@ that the same records always give the same files.
 import contextlib
 import json
 import math
-import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from lstmjax import (
     flow_tables,
     gpu_tables,
     long_lag_tables,
+    overview_tables,
     peer_tables,
     seconds_tables,
     soak_tables,
@@ -26,6 +26,7 @@ from lstmjax import (
 )
 from lstmjax.data import files
 from lstmjax.data.dataset import one_line
+from lstmjax.provenance import without_flags
 from lstmjax.records import RunError, validate
 from lstmjax.rows import ROWS, SOURCES, Row
 from lstmjax.schema import SECONDS
@@ -189,6 +190,10 @@ def benchmarks(
         "epoch and the largest standard deviation. Seconds are medians over the seeds; total = "
         "compile + train + eval. “–”: not measured.",
     ]  # fmt: skip
+    if groups:
+        with _shown(groups):
+            long_lag = (timed or {}).get("long_lag", ())
+            lines += ["", *overview_tables.section(groups, long_lag)]
     for row, spec in ROWS.items():
         members = [group for group in groups if group.row == row]
         if members:
@@ -275,7 +280,9 @@ _TIMED = {
 def _provenance(group: Group) -> list[str]:
     """Command, device, versions, commit, data and files of a group."""
     environments = [record["environment"] for record in group.records]
-    commands = _distinct(_without_seed(record["command"]) for record in group.records)
+    commands = _distinct(
+        without_flags(record["command"], "--seed", "--out") for record in group.records
+    )
     names = ("python", "jax", "jaxlib", "flax", "optax", "tensorflow", "keras", "torch", "numpy")
     versions = _distinct(
         ", ".join(f"{name} {e[name]}" for name in names if e.get(name)) for e in environments
@@ -368,18 +375,6 @@ def _device(record: Mapping[str, Any]) -> str:
 def _commit(environment: Mapping[str, Any]) -> str:
     commit = str(environment.get("git commit") or "unknown")[:10]
     return commit + " (with changes)" * bool(environment.get("dirty"))
-
-
-def _without_seed(command: str) -> str:
-    """A command without its `--seed N` and `--out DIR`."""
-    words, kept = shlex.split(command), []
-    while words:
-        word = words.pop(0)
-        if word in ("--seed", "--out"):
-            del words[:1]
-        elif not word.startswith(("--seed=", "--out=")):
-            kept.append(word)
-    return shlex.join(kept)
 
 
 def _distinct(items: Any) -> list[str]:

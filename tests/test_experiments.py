@@ -119,6 +119,12 @@ def test_a_run_leaves_everything_it_should(case, tmp_path, cache):
             inner = inner.setdefault(group, {})
         inner[leaf] = array
     assert params_sha256(nested) == record["params_sha256"]
+    weights = load_file(folder / "params.safetensors").values()
+    assert record["parameters"] == sum(array.size for array in weights)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
+    first = 0 if case.startswith("sin") else 1  # sin counts its lines from 0
+    assert record["updates"] == max(steps) + 1 - first
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path, cache):

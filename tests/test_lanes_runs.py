@@ -137,6 +137,9 @@ def test_seeds_are_the_runs_they_stand_for(name, finished):
         for seed in (3, 4)
     }
     assert both["params_sha256"] == params_sha256(weights)
+    assert [both[name] for name in ("parameters", "updates")] == [
+        alone[0][name] for name in ("parameters", "updates")
+    ]
 
     # So are the lines of metrics.jsonl, with their mean.
     lines = [lines_of(tmp_path / folder) for folder in ("both", "3", "4")]

@@ -18,6 +18,7 @@ LAYERS = (
     {"compare", "diagnose", "digits_reader", "distributed", "lanes", "reviewer"},
     {"cards", "finished", "releases"},
     {"checkpoint", "cli", "tables"},
+    {"overview_tables"},
     {"diagnostic_plots", "flow_plots", "seconds_plots", "truncation_plots", "what_matters_plots"},
     {"flow_tables", "long_lag_plots", "long_lag_tables", "truncation_tables"},
     {"seconds_tables", "soak_plots", "soak_tables", "what_matters_tables"},

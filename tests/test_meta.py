@@ -39,6 +39,7 @@ def test_one_version_everywhere():
     (cited,) = re.findall(r"^version: (.+)$", read("CITATION.cff"), re.MULTILINE)
     newest = re.findall(r"^## \[(.+?)\] - (.+)$", read("CHANGELOG.md"), re.MULTILINE)[0]
     assert cited == newest[0] == lstmjax.__version__
+    assert f"version = {{{cited}}}" in read("README.md")
     assert newest[1] == "Unreleased" or re.fullmatch(r"\d{4}-\d\d-\d\d", newest[1])
     assert "version" in project()["dynamic"]  # which takes it from lstmjax/__init__.py
 

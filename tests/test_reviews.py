@@ -217,7 +217,8 @@ def test_the_average_of_the_best_epoch_is_tested_once(whole):
     assert sum("test_" in line for line in lines) == 1 and "test_" in lines[-1]
     assert (folder / "vocabulary.txt").read_text() == "a\nb"
     sizes = sum(a.size for a in load_file(folder / "params.safetensors").values())
-    assert metrics["parameters"] == sizes and metrics["pairs"] == 6
+    assert (record["parameters"], metrics["pairs"]) == (sizes, 6)
+    assert record["updates"] == json.loads(lines[-1])["step"] > 30
     assert 0 < metrics["fill_share"] < 1 and metrics["tokens_per_second"] > 0
 
 

@@ -39,6 +39,7 @@ HASHES = {
     "torch-12008": "f4113bc8ae78902146fba54feaff34c7de185249d3b85ce9584e3d76ca98b3bd",
     "numpy-0": "fe62e3fef305ce16e55f08cd0056a8b237e12af6c9523ff3fb35395f6ec55222",
     "bit-reversal": "30d91dc29f161321971bfea6ba16c735e4b5fe678d607efb470896d9de75ef44",
+    "rows": "d7881bbb934c5f61b1cf4c6cbcd969a0e867c31107533be3ec3dc8ee0a53fa0d",
 }
 
 
@@ -200,18 +201,28 @@ def test_small_pixels_are_means_of_four(name, loads):
     assert found.title == f"MNIST (tfds mnist), 196 pixels {said}"
 
 
-@pytest.mark.parametrize("order", ["pixels", "small"])
-def test_without_validation_there_is_none_to_choose_by(order, monkeypatch):
+@pytest.mark.parametrize(("order", "size"), [("pixels", 1), ("small", 1), ("rows", 28)])
+def test_without_validation_there_is_none_to_choose_by(order, size, monkeypatch):
     splits = WHOLE.splits | {
         "validation": {field: a[:0] for field, a in WHOLE.splits["validation"].items()}
     }
     monkeypatch.setattr(smnist.mnist, "load", lambda *_, **__: WHOLE._replace(splits=splits))
     config = smnist.Config(order=order, validation_size=0)
     digits = smnist.load(config)
-    assert digits.splits["validation"]["image"].shape == (0, smnist.POSITIONS[order], 1)
+    assert digits.splits["validation"]["image"].shape == (0, smnist.POSITIONS[order], size)
     problem = smnist.make_problem(config, digits)
     assert set(problem.splits) == {"train", "test"} and not problem.selects
     assert smnist.make_problem(smnist.Config(order=order), digits).selects
+
+
+def test_rows_are_those_of_the_image(loads):
+    digits = smnist.load(smnist.PRESETS["rows"])
+    images = WHOLE.splits["validation"]["image"]
+    np.testing.assert_array_equal(digits.splits["validation"]["image"], images)
+    assert images.shape[1:] == (28, 28) and not np.array_equal(images, images.swapaxes(1, 2))
+    assert digits.title == "MNIST (tfds mnist), 28 rows"
+    read = smnist.inputs(images, smnist.PRESETS["rows"])
+    np.testing.assert_allclose(read, images / 255, rtol=1e-6)
 
 
 def test_every_task_has_a_hash_of_its_own(loads):
@@ -222,10 +233,11 @@ def test_every_task_has_a_hash_of_its_own(loads):
     assert first.sha256 not in found.values()
 
 
-@pytest.mark.parametrize("order", ["pixels", "small"])
+@pytest.mark.parametrize("order", ["pixels", "small", "rows"])
 def test_the_loss_reads_numbers_from_0_to_1(order, loads):
     """Against the model on what NumPy makes of the images."""
-    config = smnist.Config(order=order, permutation="numpy-0", hidden_size=3, method="scan")
+    read = "none" if order == "rows" else "numpy-0"
+    config = smnist.Config(order=order, permutation=read, hidden_size=3, method="scan")
     digits = smnist.load(config)
     problem, model = smnist.make_problem(config, digits), smnist.make_model(config)
     with jax.numpy_dtype_promotion("standard"):
@@ -236,6 +248,7 @@ def test_the_loss_reads_numbers_from_0_to_1(order, loads):
         if order == "small":
             whole = whole.reshape(-1, 14, 2, 14, 2).mean(axis=(2, 4))
         xs = whole.reshape(7, -1)[:, PERMUTATIONS["numpy-0"](whole[0].size), None]
+        xs = whole if order == "rows" else xs
         _, logits = model.apply({"params": params}, xs.astype(np.float32))
     logits = np.asarray(logits, float)
     assert np.ptp(logits, axis=0).max() > 1e-4  # the images are told apart
@@ -297,7 +310,8 @@ def test_a_run_leaves_everything_it_should(name, tmp_path, cache):
 
 WRONG = [
     ("--permutation random", "--permutation: got 'random', expected one of none, numpy-92916"),
-    ("--order large", "--order: got 'large', expected one of pixels, small"),
+    ("--order large", "--order: got 'large', expected one of pixels, small, rows"),
+    ("--preset rows --permutation numpy-0", "--permutation: got numpy-0, expected none with --or"),
     ("--preset psmnist", "--preset: got 'psmnist', expected one of small, small-permuted, pixels"),
     ("--permutation-sha256 12", f"--permutation-sha256: got 12, expected {HASHES['small']}"),
     ("--schedule linear", "--schedule: got 'linear', expected one of constant, cosine"),

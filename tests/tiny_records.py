@@ -56,5 +56,7 @@ def fill_benchmark_folder(root):
     peer = {"row": "imdb-tf2", "framework": "keras 3.15 / tensorflow 2.21"}
     metrics = {"test_accuracy": 0.82}
     write_record(folder, 7, 0, [], 80.0, experiment="peers", peer=peer, metrics=metrics)
-    (root / "README.md").write_text(f"# x\n\n{results.BEGIN}\nold\n{results.END}\nend\n")
+    best, end_of_best = results.BEST
+    blocks = f"{best}\nolder\n{end_of_best}\n{results.BEGIN}\nold\n{results.END}\n"
+    (root / "README.md").write_text(f"# x\n\n{blocks}end\n")
     return root
