@@ -6,7 +6,7 @@
     python experiments/smnist.py --preset torch-12008         784 pixels in another order
     python experiments/smnist.py --preset rows                28 rows of 28 pixels, 28 steps
     python experiments/smnist.py --forget-bias chrono         long memories from the start
-    python experiments/smnist.py --cell refine --forget-bias uniform_gate      refined gates
+    python experiments/smnist.py --preset pixels-refine       512 units, refined gates: for a GPU
     python experiments/smnist.py --seeds 5 --sweep lr=5e-4,1e-3       ten runs in one program
     python experiments/smnist.py predict four.png five.png      which digits the newest run sees
 
@@ -75,6 +75,8 @@ class Config:
         "numpy-0",
         "bit-reversal",
         "rows",
+        "pixels-refine",
+        "numpy-92916-refine",
     ] = "small"
     """Where the defaults come from."""
     data: Literal["auto", "tfds", "offline"] = "auto"
@@ -172,6 +174,19 @@ def complete(config: Config) -> Config:
     return dataclasses.replace(config, permutation_sha256=expected)
 
 
+def _refined(name: str) -> Config:
+    """The gates and the size of Gu et al. (2020): hours on a GPU, days on a CPU."""
+    return Config(
+        preset=f"{name}-refine",
+        order="pixels",
+        permutation="none" if name == "pixels" else name,
+        cell="refine",
+        forget_bias="uniform_gate",
+        hidden_size=512,
+        epochs=100,
+    )
+
+
 PRESETS = {
     "small": Config(),
     "small-permuted": Config(preset="small-permuted", permutation="numpy-92916"),
@@ -182,6 +197,7 @@ PRESETS = {
         if name != "none"
     },
     "rows": Config(preset="rows", order="rows", epochs=40, locked_dropout=0.2),
+    **{f"{name}-refine": _refined(name) for name in ("pixels", "numpy-92916")},
 }
 ROWS = {f"smnist-{name}": complete(settings) for name, settings in PRESETS.items()}
 

@@ -141,6 +141,14 @@ TASKS = {
     "smnist-rows": Row(
         "MNIST by rows, LSTM(128), 40 epochs", "004 (TensorFlow 1), trained longer", _CHOSEN, _BEST
     ),
+    "smnist-pixels-refine": Row(
+        "MNIST pixel by pixel, 784 pixels, refined gates, 512 units, 100 epochs",
+        "Gu et al. (2020)", _CHOSEN, _BEST, "0.9928 (Gu et al., 2020)",
+    ),
+    "smnist-numpy-92916-refine": Row(
+        "the same in the order numpy-92916", "Gu et al. (2020)", _CHOSEN, _BEST,
+        "0.9696 (Gu et al., 2020, in their order)",
+    ),
     "reviews-lstm": Row(
         "IMDB, whole reviews, one bidirectional LSTM", "after Johnson & Zhang (2016)", _WHOLE,
         _PUBLISHED, _LABELLED,

@@ -41,7 +41,7 @@ HASHES = {
     "bit-reversal": "30d91dc29f161321971bfea6ba16c735e4b5fe678d607efb470896d9de75ef44",
     "rows": "d7881bbb934c5f61b1cf4c6cbcd969a0e867c31107533be3ec3dc8ee0a53fa0d",
 }
-
+HASHES |= {f"{name}-refine": HASHES[name] for name in ("pixels", "numpy-92916")}
 
 NONE = {"image": np.zeros((0, 1, 1), np.uint8), "label": np.zeros(0, np.int32)}
 EMPTY = smnist.Digits("", "", "", "", dict.fromkeys(("train", "validation", "test"), NONE))
@@ -68,7 +68,7 @@ def test_the_orders_are_those_of_the_module():
     assert list(hints.__args__) == list(PERMUTATIONS)
     assert smnist.PRESETS["torch-12008"].permutation == "torch-12008"
     assert smnist.PRESETS["small-permuted"].permutation == "numpy-92916"
-    found = {(p.order, p.permutation) for p in smnist.PRESETS.values()}
+    found = {(p.order, p.permutation, p.cell) for p in smnist.PRESETS.values()}
     assert len(found) == len(smnist.PRESETS)
 
 
@@ -227,6 +227,8 @@ def test_rows_are_those_of_the_image(loads):
 
 def test_every_task_has_a_hash_of_its_own(loads):
     found = {name: smnist.load(preset).sha256 for name, preset in smnist.PRESETS.items()}
+    assert found["pixels"] == found.pop("pixels-refine")
+    assert found["numpy-92916"] == found.pop("numpy-92916-refine")
     assert len(set(found.values())) == len(found)
     first = smnist.load(smnist.Config(limit=3))
     assert {len(fields["label"]) for fields in first.splits.values()} == {3}
