@@ -149,7 +149,7 @@ def tf1_cell_sequence(kernel, xs, *, bias=0.0, forget_bias=1.0):
 
 
 def gradients(fun, *trees):
-    """∂fun/∂every entry of the (nested) tuples of arrays ``trees``, in the same structure."""
+    """∂fun/∂every entry of (nested) tuples or dicts of arrays, ``trees``, in the same structure."""
     trees = [tree_map(lambda leaf: np.array(leaf, np.complex128), tree) for tree in trees]
 
     def gradient(leaf):
@@ -172,9 +172,11 @@ def weighted_sum(weights, values):
 
 
 def tree_map(fun, tree):
-    """``fun`` on every array of nested (named) tuples; None stays None."""
+    """``fun`` on every array of nested (named) tuples and dicts; None stays None."""
     if tree is None:
         return None
+    if isinstance(tree, dict):
+        return {name: tree_map(fun, part) for name, part in tree.items()}
     if isinstance(tree, tuple):
         parts = [tree_map(fun, part) for part in tree]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
