@@ -9,8 +9,8 @@
 A release is a folder: the weights, under a name that holds the first 12 digits of their sha256,
 the run's settings, record and vocabulary, MODEL_CARD.md, release.json with the numbers of the card
 and which test examples the model gets right, and SHA256SUMS (`sha256sum -c` reads it too). Runs of
-imdb.py, mnist.py and smnist.py can be released. What a card says of groups of test examples is
-computed here, once, of a finished run; it chooses nothing.
+imdb.py, reviews.py, mnist.py and smnist.py can be released. What a card says of groups of test
+examples is computed here, once, of a finished run; it chooses nothing.
 """
 
 import dataclasses
@@ -31,10 +31,12 @@ from lstmjax.card_subjects import SUBJECTS, Subject
 from lstmjax.data import files
 from lstmjax.provenance import params_sha256
 from lstmjax.records import RunError, plain, read_config, to_json
+from lstmjax.schema import SECONDS
 
 CARD, RELEASE = "MODEL_CARD.md", "release.json"
 FORMAT = 1  # of release.json
 MOST_BYTES = 2**33
+FOLDERS = {"out", "resume", "pretrained"}  # settings that a record shows without the machine's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ def opened(folder: Path, which: str | None) -> Opened:
         raise RunError(f"{folder} is a run of {experiment}, expected one of {known}")
     subject, script = SUBJECTS[experiment], importlib.import_module(experiment)
     stored, recorded = read_config(folder), record["config"]
-    for name in sorted((stored.keys() | recorded.keys()) - {"out", "resume"}):
+    for name in sorted((stored.keys() | recorded.keys()) - FOLDERS):
         if stored.get(name) != recorded.get(name):
             raise RunError(f"{folder}/config.json is not what record.json says: {name}")
     trained = subject.read(script, folder, which)
@@ -200,9 +202,11 @@ def make(options: Make) -> None:
         "correct": np.packbits(scored.correct).tobytes().hex(),
     }
     text = run.subject.text(run.record["experiment"], run.settings)
-    facts = facts_of(run, data, f"{name}, sha256 {digest}", release)
+    others = run.subject.files(run.settings)
+    kept = {other: files.read_bytes(folder / other, MOST_BYTES) for other in others}
+    hashes = {name: digest} | {other: hashlib.sha256(kept[other]).hexdigest() for other in kept}
+    facts = facts_of(run, data, hashes, release)
     card = cards.card(title, text, facts, results(run, which), scored.classes, measured)
-    kept = {other: files.read_bytes(folder / other, MOST_BYTES) for other in run.subject.files}
     kept["record.json"] = files.read_bytes(folder / "record.json", files.JSON_BYTES)
     made = {"config.json": to_json(run.record["config"]), RELEASE: to_json(plain(release, RELEASE))}
     releases.write(out, {name: weights} | kept | made | {CARD: card.encode()})
@@ -227,9 +231,9 @@ def check_recorded_weights(run: Opened, folder: Path) -> None:
 
 
 def facts_of(
-    run: Opened, data: Data, file: str, release: Mapping[str, Any]
+    run: Opened, data: Data, hashes: Mapping[str, str], release: Mapping[str, Any]
 ) -> dict[str, dict[str, str]]:
-    """The card's tables of facts."""
+    """The card's tables of facts; ``hashes`` of the files that make the model."""
     record, settings, seen = run.record, run.settings, run.record["environment"]
     numbers = sum(array.size for array in jax.tree.leaves(run.trained.params))
     dirty = ", with changes that are not in it" if seen.get("dirty") else ""
@@ -240,7 +244,7 @@ def facts_of(
             "cell": f"{settings.cell}, {getattr(settings, 'num_layers', 1)} x "
             f"{settings.hidden_size} units",
             "parameters": f"{numbers:,}",
-            "file": file,
+            "files": ", ".join(f"{name} sha256 {digest}" for name, digest in hashes.items()),
             "params_sha256": release["params_sha256"],
         },
         "Data": {
@@ -255,7 +259,7 @@ def facts_of(
             "versions": f"lstmjax {record.get('version')}, jax {seen.get('jax')}",
             "date": str(record.get("date")),
             "device": f"{seen.get('devices')} x {seen.get('device')}",
-            "seconds": f"{sum(record['seconds'].values()):.0f}{together}",
+            "seconds": f"{sum(record['seconds'][name] for name in SECONDS):.0f}{together}",
         },
     }
 

@@ -9,6 +9,8 @@
     python experiments/reviews.py --task language --unlabelled --out words
     python experiments/reviews.py --pretrained words            goes on from there
     python experiments/reviews.py --virtual 5 --normalise-embeddings --unlabelled
+    python experiments/reviews.py predict "not bad at all, I loved it"
+    python experiments/reviews.py predict - < review.txt
 
 Nothing but the 25,000 labelled training reviews is learned from, unless asked for. A review is read
 in chops of 50 tokens, all at the same time, and the outputs of all steps are pooled (Johnson &
@@ -33,6 +35,7 @@ Without prepared data and without a network the reviews are generated ones, and 
 import contextlib
 import dataclasses
 import functools
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,13 +54,14 @@ from lstmjax import (
     reproducible,
     review_model,
     train,
+    whole_reviewer,
 )  # fmt: skip
 from lstmjax.averages import averaged
 from lstmjax.data import Dataset, chops, reviews
 from lstmjax.keeper import Keeper, save_every
 from lstmjax.lane_classifiers import Kept, best_epoch
 from lstmjax.models import Init, Precision, gate_bias
-from lstmjax.records import Run, matching_row, write_file
+from lstmjax.records import Run, matching_row
 from lstmjax.scores import Scores, finish
 
 PIECE = 10  # batches in one call of the compiled program
@@ -245,12 +249,11 @@ def check(config: Config) -> None:
 
 
 def load(config: Config) -> Dataset:
-    room = config.batch_segments * config.chop if config.chop else config.max_length
     return reviews.load(
         config.data,
         tokens=config.tokens,
         vocabulary_size=config.vocabulary_size,
-        max_length=min(config.max_length, room),
+        max_length=whole_reviewer.longest(config),
         limit=config.limit,
         unlabelled=config.unlabelled,
     )
@@ -372,7 +375,7 @@ def run(config: Config) -> None:
     parts, pairs = make_parts(config, dataset)
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}", flush=True)
     devices, clock = parallel.use_devices(config.devices), train.Clock()
-    (rows, cut, data), size = parts["train"], len(parts["train"].rows)
+    (rows, cut, data, _), size = parts["train"], len(parts["train"].rows)
     steps = max(int(part.cut.length.max()) for part in parts.values())
     packing = {"capacity": config.batch_segments, "devices": len(devices)}
     batches = chops.Batches.of(cut, rows, epochs=config.epochs, seed=config.seed, **packing)
@@ -427,7 +430,7 @@ def run(config: Config) -> None:
             keeper.after_epoch(kept, scores.last("validation"), last=last)
         bar.close()
 
-        write_file(folder.path / "vocabulary.txt", "\n".join(dataset.vocabulary).encode())
+        whole_reviewer.leave(folder.path, dataset.vocabulary, parts["train"].counted)
         weights = parallel.fetch(kept.best if select else scored(config, kept.state))
         more = {
             "pairs": pairs,
@@ -467,5 +470,14 @@ def chosen(config: Config, scores: Scores) -> dict[str, float]:
     return {"best_epoch": epoch, "best_validation_accuracy": numbers["accuracy"]}
 
 
+def main() -> None:
+    if sys.argv[1:2] == ["predict"]:
+        description = whole_reviewer.predict.__doc__
+        asked = cli.parse(whole_reviewer.Predict, argv=sys.argv[2:], description=description)
+        whole_reviewer.predict(asked, Config, check, make_model)
+    else:
+        run(cli.parse(Config, description=__doc__))
+
+
 if __name__ == "__main__":
-    cli.main(lambda: run(cli.parse(Config, description=__doc__)))
+    cli.main(main)

@@ -4,14 +4,14 @@ An experiment whose runs can be released (experiments/card.py) has a ``Subject``
 and its script has ``Config``, ``check``, ``make_model`` and ``load``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import expit
 
-from lstmjax import cards, digits_reader, finished, reviewer
+from lstmjax import cards, digits_reader, finished, reviewer, whole_reviewer
 from lstmjax.data import mnist, offline, prepared
 from lstmjax.data import text as words_of
 from lstmjax.records import RunError
@@ -24,13 +24,13 @@ class Subject(NamedTuple):
       read: ``read(script, folder, which)``: the trained run.
       score: ``score(script, trained, settings, limit)``: its answers to the first test examples.
       text: ``text(experiment, settings)``.
-      files: further files of a run's folder that a release needs.
+      files: ``files(settings)``: further files of a run's folder that a release needs.
     """
 
     read: Callable
     score: Callable[..., cards.Scored]
     text: Callable[..., cards.Text]
-    files: tuple[str, ...]
+    files: Callable[..., tuple[str, ...]]
 
 
 # ---- reviews ------------------------------------------------------------------------------------
@@ -61,16 +61,26 @@ def score_reviews(
         np.stack([1 - positive, positive], axis=1),
         ("negative", "positive"),
         {
-            "true class": [("negative", label == 0), ("positive", label == 1)],
-            "words of the review, quartiles": cards.quartiles(np.array([len(o) for o in texts])),
-            "negation in the words that the model is given": cards.halves(
-                np.array([cards.negated(one) for one in given])
-            ),
-            "negation anywhere in the review": cards.halves(
-                np.array([cards.negated(one) for one in texts])
-            ),
+            **classes_and_lengths(label, texts),
+            "negation in the words that the model is given": negations(given),
+            "negation anywhere in the review": negations(texts),
         },
     )
+
+
+def classes_and_lengths(
+    label: np.ndarray, texts: Sequence[Sequence[str]]
+) -> dict[str, list[cards.Group]]:
+    """Groups of reviews by their label and by how many words they have."""
+    return {
+        "true class": [("negative", label == 0), ("positive", label == 1)],
+        "words of the review, quartiles": cards.quartiles(np.array([len(one) for one in texts])),
+    }
+
+
+def negations(texts: Sequence[Sequence[str]]) -> list[cards.Group]:
+    """The reviews with and without a negation among some of their words."""
+    return cards.halves(np.array([cards.negated(one) for one in texts]))
 
 
 def test_reviews(source: str) -> list[str]:
@@ -79,11 +89,20 @@ def test_reviews(source: str) -> list[str]:
     return (offline.reviews() if folder is None else prepared.read_reviews(folder))["test"][0]
 
 
+NOT_MEASURED = (
+    "Nothing was measured on other texts than the reviews of this data set: not on other "
+    "kinds of text, on other languages, or on texts of a few words.",
+    "There are two classes: a neutral review is called positive or negative, too.",
+    "What it says was not examined by who writes, or by what a review is about.",
+    f"A negation is one of {', '.join(sorted(cards.NEGATIONS))}, or a word in n't, wherever it "
+    "stands: whether it negates what decides was not looked at.",
+)
+
+
 def reviews_text(experiment: str, settings: Any) -> cards.Text:
     """What a card says of a model of reviews beside its numbers."""
     end = "last" if settings.truncating == "pre" else "first"
     known = settings.vocabulary_size - words_of.INDEX_FROM - 1
-    negations = ", ".join(sorted(cards.NEGATIONS))
     return cards.Text(
         "Tells positive reviews of films from negative ones.",
         "reviews",
@@ -92,12 +111,70 @@ def reviews_text(experiment: str, settings: Any) -> cards.Text:
             f"It reads the {end} {settings.max_length} words of a review and no others. It knows "
             f"the most frequent words of the training reviews, {known:,} at most; all others are "
             "one unknown word to it.",
-            "Nothing was measured on other texts than the reviews of this data set: not on other "
-            "kinds of text, on other languages, or on texts of a few words.",
-            "There are two classes: a neutral review is called positive or negative, too.",
-            "What it says was not examined by who writes, or by what a review is about.",
-            f"A negation is one of {negations}, or a word in n't, wherever it stands: whether it "
-            "negates what decides was not looked at.",
+            *NOT_MEASURED,
+        ],
+        f'python experiments/{experiment}.py predict "not bad at all, I loved it" --run DIR',
+    )
+
+
+# ---- whole reviews ------------------------------------------------------------------------------
+
+
+def read_whole_review_run(script: Any, folder: Path, which: str | None) -> whole_reviewer.Trained:
+    """The run in a folder, as ``predict`` reads it; ``which`` is None."""
+    return whole_reviewer.read(folder, script.Config, script.check, script.make_model, which)
+
+
+def score_whole_reviews(
+    script: Any, trained: whole_reviewer.Trained, settings: Any, limit: int | None
+) -> cards.Scored:
+    """The answers to the test reviews (the first ``limit``), by class, length and negation."""
+    test = script.load(settings).splits["test"]
+    label = test["label"][:limit]
+    z = whole_reviewer.logits(trained, test["ids"], test["offsets"], len(label))
+    positive = whole_reviewer.positive(settings, z)
+    texts = [words_of.words(one) for one in test_reviews(settings.data)[: len(label)]]
+    return cards.Scored(
+        label,
+        np.stack([1 - positive, positive], axis=1),
+        ("negative", "positive"),
+        classes_and_lengths(label, texts) | {"negation anywhere in the review": negations(texts)},
+    )
+
+
+def whole_reviews_text(experiment: str, settings: Any) -> cards.Text:
+    """What a card says of a model of whole reviews beside its numbers."""
+    known = settings.vocabulary_size - words_of.INDEX_FROM - 1
+    pairs = "" if settings.pairs == "none" else " It knows pairs of neighbours, too."
+    begun = settings.pretrained_sha256
+    told = [
+        (
+            settings.pairs == "path",
+            "Beside its recurrent layer it has a wide path, a linear classifier of the words and "
+            "pairs of a review: its accuracy is not that of the layer alone.",
+        ),
+        (
+            settings.loss == "squared",
+            "It was trained to give 1 or -1; its probability is (1 + z) / 2 of what it gives, "
+            "within 0 and 1.",
+        ),
+        (settings.unlabelled, "It has learned from reviews without labels, too."),
+        (
+            settings.pretrained is not None,
+            "It was begun with the weights of another run, which learned to tell words from those "
+            f"around them: params_sha256 {begun}.",
+        ),
+    ]
+    return cards.Text(
+        "Tells positive reviews of films from negative ones.",
+        "reviews",
+        "Comparison with other models of this data set, and teaching.",
+        [
+            f"It reads the last {whole_reviewer.longest(settings):,} tokens of a review and no "
+            f"others. It knows the most frequent tokens of the training reviews, {known:,} at "
+            f"most; all others are one unknown token to it.{pairs}",
+            *(sentence for holds, sentence in told if holds),
+            *NOT_MEASURED,
         ],
         f'python experiments/{experiment}.py predict "not bad at all, I loved it" --run DIR',
     )
@@ -152,6 +229,11 @@ def digits_text(experiment: str, settings: Any) -> cards.Text:
     )
 
 
-REVIEWS = Subject(read_review_run, score_reviews, reviews_text, ("vocabulary.txt",))
-DIGITS = Subject(read_digit_run, score_digits, digits_text, ())
-SUBJECTS = {"imdb": REVIEWS, "mnist": DIGITS, "smnist": DIGITS}
+REVIEWS = Subject(
+    read_review_run, score_reviews, reviews_text, lambda settings: ("vocabulary.txt",)
+)
+WHOLE_REVIEWS = Subject(
+    read_whole_review_run, score_whole_reviews, whole_reviews_text, whole_reviewer.file_names
+)
+DIGITS = Subject(read_digit_run, score_digits, digits_text, lambda settings: ())
+SUBJECTS = {"imdb": REVIEWS, "reviews": WHOLE_REVIEWS, "mnist": DIGITS, "smnist": DIGITS}

@@ -54,18 +54,31 @@ def predict(asked: Predict, config_class: type, check: Callable, make_model: Cal
     little; so is that to words which it does not know. Text of any length and content will do:
     bytes that are no UTF-8 count as unknown characters.
     """
-    if not asked.text.strip():
-        raise ValueError("got no text, expected a review in quotes")
+    pieces = given(asked.text)
     folder = _folder(asked.run)
     trained = read(folder, config_class, check, make_model, asked.which)
-    if asked.text == "-":
-        pieces = long_text.decoded(sys.stdin.buffer)
-    else:  # what a command line holds besides UTF-8 are half characters to Python
-        pieces = [asked.text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")]
-    positive, known, words = probability(trained, pieces)
+    print(said(*probability(trained, pieces), trained.folder))
+
+
+def given(words: str) -> Iterable[str]:
+    """The text of a command line's argument, or of standard input where that is -, in pieces.
+
+    Raises:
+      ValueError: it is empty.
+    """
+    if not words.strip():
+        raise ValueError("got no text, expected a review in quotes")
+    if words == "-":
+        return long_text.decoded(sys.stdin.buffer)
+    # What a command line holds besides UTF-8 are half characters to Python.
+    return [words.encode("utf-8", "surrogatepass").decode("utf-8", "replace")]
+
+
+def said(positive: float, known: int, words: int, folder: Path) -> str:
+    """The answer in one line: how probable it is, how many of the words are known, whose it is."""
     word = "positive" if positive > 0.5 else "negative"
     few = "" if known == words else f", {known} of {words} words known"
-    print(f"{word}: probability of a positive review {positive:.3f} (run {trained.folder}{few})")
+    return f"{word}: probability of a positive review {positive:.3f} (run {folder}{few})"
 
 
 def _folder(run: str | None) -> Path:
@@ -105,13 +118,18 @@ def read(
         sizes=("hidden_size", "embedding_size", "vocabulary_size"),
         most={"max_length": MOST_TOKENS},
     )
+    return Trained(folder, settings, read_vocabulary(folder), model, params)
+
+
+def read_vocabulary(folder: Path) -> list[str]:
+    """The vocabulary that a run has left; raises RunError where there is none."""
     try:
         vocabulary = files.read_bytes(folder / "vocabulary.txt", VOCABULARY_BYTES).decode()
     except OSError as error:
         raise RunError(f"--run: cannot read {error.filename}: {error.strerror}") from error
     except ValueError as error:
         raise RunError(f"--run: {folder} is damaged: {files.reason(error)}") from error
-    return Trained(folder, settings, vocabulary.split("\n"), model, params)
+    return vocabulary.split("\n")
 
 
 def probability(trained: Trained, pieces: Iterable[str]) -> tuple[float, int, int]:

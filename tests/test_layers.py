@@ -12,9 +12,9 @@ PACKAGE = ROOT / "lstmjax"
 # above. A new file of lstmjax has to be given its place here.
 LAYERS = (
     {"classifier"},
-    {"lane_classifiers", "lane_series", "results"},
-    {"bag", "lane_runs", "language", "pretrained", "scores", "verify"},
-    {"card_subjects", "keeper", "review_model"},
+    {"card_subjects", "lane_classifiers", "lane_series", "results"},
+    {"bag", "lane_runs", "language", "pretrained", "scores", "verify", "whole_reviewer"},
+    {"keeper", "review_model"},
     {"compare", "diagnose", "digits_reader", "distributed", "lanes", "reviewer"},
     {"cards", "finished", "releases"},
     {"checkpoint", "cli", "tables"},

@@ -471,7 +471,6 @@ WRONG = [
     ("--task language --embedding gates", "--embedding: got gates, expected vectors with --task"),
     ("--task language --pretrained x", "--pretrained: got x, expected none with --task language"),
     ("--samples 0", "--samples: got 0, expected an integer of at least 1"),
-    ("--validation-size 5 --pretrained nowhere", "--pretrained: got nowhere, expected the folder"),
 ]  # fmt: skip
 
 

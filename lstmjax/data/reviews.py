@@ -136,6 +136,28 @@ def wide_features(
     return np.stack([distinct(words, offsets), distinct(pairs, offsets)], axis=1)
 
 
+def with_pairs(
+    kind: str, ids: np.ndarray, offsets: np.ndarray, known: np.ndarray, vocabulary_size: int
+) -> dict[str, np.ndarray]:
+    """What a model reads of the pairs in some reviews.
+
+    Args:
+      kind: "none", "input" or "path".
+      ids, offsets: [total] and [N + 1].
+      known: [P], from `known_pairs`.
+      vocabulary_size: V.
+
+    Returns:
+      Nothing, `{"pairs": [total]}` from `numbers`, or `{"path": [total, 2]}` from `wide_features`.
+    """
+    if kind == "none":
+        return {}
+    own = numbers(pair_codes(ids, offsets, vocabulary_size), known)
+    if kind == "input":
+        return {"pairs": own}
+    return {"path": wide_features(ids, own, offsets, vocabulary_size)}
+
+
 def distinct(features: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Features [total] where a review has them for the first time, else 0; 0 is none: int32."""
     size = int(features.max(initial=0)) + 1
@@ -180,10 +202,9 @@ def log_count_ratio(
 
 
 def _joined(fields: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Two splits of ids, offsets and labels, one after the other."""
-    offsets = [fields["offsets"], fields["offsets"][-1] + more["offsets"][1:]]
-    both = {name: np.concatenate([fields[name], more[name]]) for name in ("ids", "label")}
-    return both | {"offsets": np.concatenate(offsets)}
+    """Two splits of the same fields, one after the other."""
+    more = more | {"offsets": fields["offsets"][-1] + more["offsets"][1:]}
+    return {name: np.concatenate([fields[name], more[name]]) for name in fields}
 
 
 def _review_of(offsets: np.ndarray) -> np.ndarray:
@@ -201,11 +222,20 @@ class Part(NamedTuple):
       rows: which of its split's.
       cut: the segments of the whole split.
       arrays: of the whole split, "ids" [total] and "label" [N] among them.
+      known: the codes of known pairs, int64 [P].
     """
 
     rows: np.ndarray
     cut: chops.Segments
     arrays: dict[str, np.ndarray]
+    known: np.ndarray
+
+    @property
+    def counted(self) -> dict[str, np.ndarray]:
+        """What was counted in the reviews to train on and no review can be read without: of
+        "known", "ratio" and "frequency", those that there are."""
+        found = {name: self.arrays[name] for name in ("ratio", "frequency") if name in self.arrays}
+        return found | ({"known": self.known} if self.arrays.keys() & {"pairs", "path"} else {})
 
 
 def parts(
@@ -247,28 +277,23 @@ def parts(
     of_train = data.splits["train"]
     rows, held = held_out(len(of_train["label"]), validation_size, seed)
     found = {split: dict(fields) for split, fields in data.splits.items()}
-    more = found.pop("unlabelled", None)
     shared, known = {}, np.empty(0, np.int64)
     if frequency:
         use = np.zeros(len(of_train["label"]), bool)
         use[rows] = True
         ids = of_train["ids"][use[_review_of(of_train["offsets"])]]
         shared["frequency"] = (np.bincount(ids, minlength=vocabulary_size) / len(ids)).astype("f4")
-    for split, fields in found.items() if pairs != "none" else ():
-        ids, offsets = fields["ids"], fields["offsets"]
-        codes = pair_codes(ids, offsets, vocabulary_size)
-        if split == "train":
-            known = known_pairs(codes, offsets, rows, min_count, pairs_size)
-        own = numbers(codes, known)
-        if pairs == "input":
-            fields["pairs"] = own
-            continue
-        fields["path"] = wide_features(ids, own, offsets, vocabulary_size)
-        if split == "train":
-            size = vocabulary_size + len(known)
-            of = (fields["path"], offsets, fields["label"], rows, size)
-            shared["ratio"], without = log_count_ratio(*of)
-            shared |= {"ratio_without": without} if leave_out else {}
+    if pairs != "none":
+        codes = pair_codes(of_train["ids"], of_train["offsets"], vocabulary_size)
+        known = known_pairs(codes, of_train["offsets"], rows, min_count, pairs_size)
+    for fields in found.values():
+        fields |= with_pairs(pairs, fields["ids"], fields["offsets"], known, vocabulary_size)
+    if pairs == "path":
+        size = vocabulary_size + len(known)
+        of = (found["train"]["path"], of_train["offsets"], of_train["label"], rows, size)
+        shared["ratio"], without = log_count_ratio(*of)
+        shared |= {"ratio_without": without} if leave_out else {}
+    more = found.pop("unlabelled", None)
     if more is not None:
         share = len(rows) / (len(rows) + len(more["label"]))
         count = len(of_train["label"])
@@ -278,5 +303,5 @@ def parts(
     arrays = {split: fields | shared for split, fields in found.items()}
     every = {"train": ("train", rows), "validation": ("train", held)}
     every["test"] = "test", np.arange(len(found["test"]["label"]))
-    made = {name: Part(of, cuts[split], arrays[split]) for name, (split, of) in every.items()}
+    made = {name: Part(own, cuts[of], arrays[of], known) for name, (of, own) in every.items()}
     return made, len(known)
