@@ -40,9 +40,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from tqdm import tqdm
 
 from lstmjax import (
@@ -56,12 +54,12 @@ from lstmjax import (
     train,
     whole_reviewer,
 )  # fmt: skip
-from lstmjax.averages import averaged
 from lstmjax.data import Dataset, chops, reviews
 from lstmjax.keeper import Keeper, save_every
-from lstmjax.lane_classifiers import Kept, best_epoch
+from lstmjax.lane_classifiers import Kept
 from lstmjax.models import Init, Precision, gate_bias
 from lstmjax.records import Run, matching_row
+from lstmjax.review_training import best, chosen, make_optimiser, scored
 from lstmjax.scores import Scores, finish
 
 PIECE = 10  # batches in one call of the compiled program
@@ -316,41 +314,6 @@ def begin(config: Config, params: Any, vocabulary: Any) -> tuple[Any, Config, st
     return params | known, dataclasses.replace(config, pretrained_sha256=found.sha256), row
 
 
-def make_schedule(config: Config, updates: int):
-    """The step size of each update, from 0 on; at the last one it is still above 0."""
-    falling = max(updates - config.warm_up, 1)
-
-    def rate(count):
-        count = count.astype(jnp.float32)
-        done = jnp.clip((count - config.warm_up) / falling, 0, 1)
-        left = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + jnp.cos(jnp.pi * done)) / 2}
-        risen = jnp.minimum((count + 1) / max(config.warm_up, 1), 1)
-        return config.learning_rate * risen * left[config.schedule]
-
-    return rate
-
-
-def make_optimiser(config: Config, updates: int) -> optax.GradientTransformation:
-    """Clipping, Adam, decay, the schedule, and the average of all weights."""
-
-    def decays(params):
-        fixed = {"bias", "b"} | set(() if config.decay_embeddings else ("embed", "pairs", "path"))
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in fixed, params)
-
-    tx = [optax.scale_by_adam()]
-    if config.clip_norm is not None:
-        tx.insert(0, optax.clip_by_global_norm(config.clip_norm))
-    if config.weight_decay:
-        tx.append(optax.add_decayed_weights(config.weight_decay, decays))
-    tx = optax.chain(*tx, optax.scale_by_learning_rate(make_schedule(config, updates)))
-    return averaged(tx, config.average) if config.average else tx
-
-
-def scored(config: Config, state: train.TrainState) -> Any:
-    """The weights that count."""
-    return state.opt_state.mean if config.average else state.params
-
-
 # ---- the run ------------------------------------------------------------------------------------
 
 
@@ -449,25 +412,6 @@ def run(config: Config) -> None:
             row=row,
             more=more | chosen(config, scores) | keeper.numbers(),
         )
-
-
-def best(config: Config, metrics: Any) -> int:
-    """The best epoch on validation, from 1 on: by accuracy; of a language model by its loss."""
-    if config.task == "language":
-        return 1 + int(np.nanargmin(metrics["validation_loss_epochs"]))
-    return best_epoch(metrics)
-
-
-def chosen(config: Config, scores: Scores) -> dict[str, float]:
-    """For the record, and said: which epoch's weights were tested."""
-    if config.select == "last":
-        return {}
-    found = scores.metrics()
-    epoch = best(config, found)
-    numbers = {name: found[f"validation_{name}_epochs"][epoch - 1] for name in ("accuracy", "loss")}
-    said = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
-    print(f"the weights are those of epoch {epoch}, validation {said}")
-    return {"best_epoch": epoch, "best_validation_accuracy": numbers["accuracy"]}
 
 
 def main() -> None:

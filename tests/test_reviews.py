@@ -17,7 +17,7 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
-from lstmjax import review_model
+from lstmjax import review_model, review_training
 from lstmjax.data import chops
 from lstmjax.data import reviews as data_reviews
 from lstmjax.data.dataset import make_dataset
@@ -94,7 +94,7 @@ def test_rows_are_the_defaults_without_and_with_pairs():
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
 def test_the_step_size_of_every_update(name):
     config = reviews.Config(schedule=name, warm_up=4, learning_rate=0.2)
-    rate = reviews.make_schedule(config, updates=10)
+    rate = review_training.make_schedule(config, updates=10)
     got = [float(rate(jnp.asarray(n, jnp.int32))) for n in range(11)]
     done = [max(n - 4, 0) / 6 for n in range(11)]
     falls = {
@@ -104,7 +104,7 @@ def test_the_step_size_of_every_update(name):
     }
     want = [0.2 * min((n + 1) / 4, 1) * falls[name][n] for n in range(11)]
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-7)
-    first = reviews.make_schedule(dataclasses.replace(config, warm_up=0), updates=10)
+    first = review_training.make_schedule(dataclasses.replace(config, warm_up=0), updates=10)
     assert float(first(jnp.zeros((), jnp.int32))) == pytest.approx(0.2)
 
 
