@@ -63,6 +63,7 @@ from lstmjax.review_training import best, chosen, make_optimiser, scored
 from lstmjax.scores import Scores, finish
 
 PIECE = 10  # batches in one call of the compiled program
+SCORED = 500  # reviews whose words a language model is scored on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,11 +259,18 @@ def load(config: Config) -> Dataset:
 
 
 def make_parts(config: Config, data: Dataset) -> tuple[dict[str, reviews.Part], int]:
-    """Training, validation and test reviews, and how many pairs are known."""
+    """Training, validation and test reviews, and how many pairs are known.
+
+    Of a language model, the first ``SCORED`` of what is held out and of test are scored: all words
+    at every step take a hundred times what the words that are drawn in training take.
+    """
     same = ("validation_size", "seed", "vocabulary_size", "chop")
     of_pairs = ("pairs", "pairs_size", "min_count", "leave_out")
     options = {name: getattr(config, name) for name in same + of_pairs}
-    return reviews.parts(data, **options, frequency=config.normalise_embeddings)
+    parts, pairs = reviews.parts(data, **options, frequency=config.normalise_embeddings)
+    for name in ("validation", "test") if config.task == "language" else ():
+        parts[name] = parts[name]._replace(rows=parts[name].rows[:SCORED])
+    return parts, pairs
 
 
 # ---- model --------------------------------------------------------------------------------------

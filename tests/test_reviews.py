@@ -327,6 +327,17 @@ def test_a_language_model_learns_which_words_go_together(words):
     assert "kernel" not in weights and weights["next.backward"].shape == (3, 4)
 
 
+def test_a_language_model_is_scored_on_the_first_reviews(monkeypatch):
+    monkeypatch.setattr(reviews, "SCORED", 9)
+    config = dataclasses.replace(FAST, task="language")
+    parts, _ = reviews.make_parts(config, make_reviews())
+    others, _ = reviews.make_parts(FAST, make_reviews())
+    for name in ("validation", "test"):
+        assert parts[name].rows.tolist() == others[name].rows[:9].tolist()
+        assert len(others[name].rows) > 9
+    assert parts["train"].rows.tolist() == others["train"].rows.tolist()
+
+
 def test_what_a_language_model_learned_is_begun_with(words, tmp_path, monkeypatch):
     """The first update starts from its weights, and the record names them."""
     folder, before, _ = words
