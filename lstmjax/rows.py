@@ -161,7 +161,7 @@ TASKS = {
             ("test_accuracy", "words told right", ".4f"),
             ("tokens_per_second", "words a second", ",.0f"),
         ),
-        "For reviews-pretrained to begin with. Scored on 500 reviews of each split, over all words.",
+        "For reviews-pretrained to begin with. Scored on 500 reviews of a split, over all words.",
     ),
     "reviews-pretrained": Row(
         "IMDB, whole reviews, begun with reviews-language", "after Dai & Le (2015)", _WHOLE,
