@@ -121,8 +121,9 @@ class Config:
     path_dropout: float = 0.5
     """Rate of dropout on the terms of the wide path."""
     path_loss: float = 0.0
-    """Weight of the losses of each path alone, 0 to 1: the nearer to 1, the more like an ensemble
-    of two models."""
+    """How much each path is trained for itself: 0 for one model, 1 for two side by side."""
+    deep_share: float = 1.0
+    """What the recurrent layer's answer is multiplied by before the wide path's is added."""
     word_dropout: float = 0.0
     """Rate of replacing a word by the unknown one."""
     embedding_dropout: float = 0.2
@@ -218,8 +219,10 @@ def check(config: Config) -> None:
         fits = 0 <= getattr(config, name) < float("inf")
         cli.check(config, name, fits, "a finite number of at least 0")
     cli.check(config, "path_loss", 0 <= config.path_loss <= 1, "0 <= path_loss <= 1")
-    path = config.pairs == "path" or not config.path_loss
-    cli.check(config, "path_loss", path, "0 without --pairs path")
+    cli.check(config, "deep_share", 0 < config.deep_share <= 1, "0 < deep_share <= 1")
+    for name, neutral in (("path_loss", 0), ("deep_share", 1)):
+        fits = config.pairs == "path" or getattr(config, name) == neutral
+        cli.check(config, name, fits, f"{neutral} without --pairs path")
     known = config.vocabulary_size**2 * 2**15 < 2**63  # a pair and a review in one number
     cli.check(config, "vocabulary_size", config.pairs == "none" or known, "fewer with --pairs")
     if config.embedding == "gates":

@@ -63,7 +63,8 @@ class ReviewModel:
       input_dropout: rate of dropping elements of the vectors, the same ones at all steps of a chop.
       dropout: rate on the pooled vector.
       path_dropout: rate on the terms of the wide path.
-      path_loss: weight of the losses of each path alone.
+      path_loss: λ, how much the paths are trained each for itself; 0 for one sum, 1 for two models.
+      deep_share: κ, by which the deep path's output is multiplied in the sum with the wide one.
       adversarial: ε of ``adversary.perturbation``, or 0.
       virtual: ε of ``adversary.virtual``, or 0.
       cell_init, forget_bias, method, unroll: as in ``lstm`` and ``init_lstm``.
@@ -87,6 +88,7 @@ class ReviewModel:
     dropout: float = 0.0
     path_dropout: float = 0.0
     path_loss: float = 0.0
+    deep_share: float = 1.0
     adversarial: float = 0.0
     virtual: float = 0.0
     cell_init: str = "lstmjax"
@@ -105,11 +107,14 @@ class ReviewModel:
     ) -> tuple[jax.Array, dict]:
         """The loss of a batch, for ``train.make_train_step``; without a key nothing is dropped.
 
-            L(z) + path_loss · (L(z_deep) + L(z_wide)) + L(z at x + r) + KL(z ‖ z at x + r')
+            z = z_wide + κ z_deep
+            J(x) = (1 − λ) L(z) + λ L(z_deep)
+            J(x) + λ L(z_wide) + J(x + r) + KL(z ‖ z at x + r')
 
-        r and r' are those of ``adversary``, in training alone; L is what the metric "loss" has,
-        too. A review without a label (−1) has no L; those with one weigh 1 / "labelled_share", so
-        that the mean of L is over them, that of KL over all.
+        Without a wide path, z = z_deep and λ = 0. r and r' are those of ``adversary``, in training
+        alone; L(z) is what the metric "loss" has, too. A review without a label (−1) has no L;
+        those with one weigh 1 / "labelled_share", so that the mean of L is over them, that of KL
+        over all.
         """
         keys = split_keys(key)
         xs = inputs(self, params, batch, keys)
@@ -117,34 +122,44 @@ class ReviewModel:
         known = (batch["label"] >= 0).astype(xs.dtype)
         if key is not None and "labelled_share" in batch:
             known = known / batch["labelled_share"].astype(xs.dtype)
-        across = 0.0
+        across = None
         if self.pairs == "path":
             across = wide(params, batch, len(label), keys.path, self.path_dropout)
 
-        def own(params, xs, across):
-            z = deep(self, params, xs, batch, keys)
-            return z, known * review_loss(self.loss, z + across, label)
+        def answers(params, xs, across):
+            alone = deep(self, params, xs, batch, keys)
+            return alone, self.joined(alone, across)
 
-        alone, loss = own(params, xs, across)
-        average = losses.total(loss, weight)
+        def judged(alone, z):
+            loss = (1 - self.path_loss) * review_loss(self.loss, z, label)
+            if self.path_loss:
+                loss = loss + self.path_loss * review_loss(self.loss, alone, label)
+            return known * loss
+
+        alone, z = answers(params, xs, across)
+        average = losses.total(known * review_loss(self.loss, z, label), weight)
         counted = batch["weight"] * (batch["label"] >= 0).astype(batch["weight"].dtype)
-        correct = losses.total(losses.binary_correct(alone + across, label), counted)
-        if self.pairs == "path" and self.path_loss:
-            each = review_loss(self.loss, alone, label) + review_loss(self.loss, across, label)
-            loss = loss + self.path_loss * known * each
+        correct = losses.total(losses.binary_correct(z, label), counted)
+        loss = judged(alone, z)
+        if self.path_loss:
+            loss = loss + self.path_loss * known * review_loss(self.loss, across, label)
         # Nothing of how r comes about is differentiated.
         given, fixed = jax.lax.stop_gradient(((params, across), xs))
         if self.adversarial and key is not None:
-            still = lambda xs: jnp.sum(weight * own(given[0], xs, given[1])[1])  # noqa: E731
+            still = lambda xs: jnp.sum(weight * judged(*answers(given[0], xs, given[1])))  # noqa: E731
             r = adversary.perturbation(still, fixed, self.adversarial, batch)
-            loss = loss + own(params, xs + r, across)[1]
+            loss = loss + judged(*answers(params, xs + r, across))
         if self.virtual and key is not None:
-            still = lambda xs: deep(self, given[0], xs, batch, keys) + given[1]  # noqa: E731
+            still = lambda xs: answers(given[0], xs, given[1])[1]  # noqa: E731
             r = adversary.virtual(still, fixed, self.virtual, batch, jax.random.fold_in(key, 1))
-            moved = deep(self, params, xs + r, batch, keys) + across
-            loss = loss + adversary.divergence(jax.lax.stop_gradient(alone + across), moved)
+            _, moved = answers(params, xs + r, across)
+            loss = loss + adversary.divergence(jax.lax.stop_gradient(z), moved)
         mean = losses.mean(losses.total(loss, weight))
         return mean, {"loss": average, "accuracy": correct}
+
+    def joined(self, alone: jax.Array, across: jax.Array | None) -> jax.Array:
+        """z of z_deep and z_wide, or None where there is no wide path: [R]."""
+        return alone if across is None else across + self.deep_share * alone
 
 
 # One key for each thing that is dropped; None drops nothing.
@@ -323,8 +338,8 @@ def wide(params: dict, batch: dict, reviews: int, key: jax.Array | None, rate: f
 
     r are log-count ratios (Wang & Manning, 2012), w is learned: their NB-SVM as a part of the
     network, a wide path beside the deep one (Cheng et al., 2016). Each term is dropped at the
-    ``rate``. What is scored is one model with one logit, z_deep + z_wide, trained together; but the
-    closer ``path_loss`` is to 1, the closer it is to an ensemble of two models that are trained
+    ``rate``. What is scored is one model with one logit, z_wide + κ z_deep, trained together; but
+    the closer ``path_loss`` is to 1, the closer it is to an ensemble of two models that are trained
     side by side, and what it reaches is not what a recurrent layer reaches.
 
     With a key, in training, "ratio_without", if there, stands for "ratio": without the review.

@@ -285,10 +285,10 @@ def _logits(model: review_model.ReviewModel, params: dict, batch: dict) -> jax.A
     """z of each review of a batch, with nothing dropped: [R]."""
     keys = review_model.split_keys(None)
     xs = review_model.inputs(model, params, batch, keys)
-    z = review_model.deep(model, params, xs, batch, keys)
+    across = None
     if model.pairs == "path":
-        z = z + review_model.wide(params, batch, len(batch["label"]), keys.path, 0.0)
-    return z
+        across = review_model.wide(params, batch, len(batch["label"]), keys.path, 0.0)
+    return model.joined(review_model.deep(model, params, xs, batch, keys), across)
 
 
 def positive(settings: Any, z: np.ndarray) -> np.ndarray:

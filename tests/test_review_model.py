@@ -123,6 +123,13 @@ def loss_by_hand(model, z):
     return np.log(1 + np.exp(np.where(LABEL > 0, -z, z)))
 
 
+def judged_by_hand(model, alone, across):
+    """J of each review, and z."""
+    z = across + model.deep_share * alone
+    apart = model.path_loss
+    return (1 - apart) * loss_by_hand(model, z) + apart * loss_by_hand(model, alone), z
+
+
 def step_by_hand(model, params, batch):
     """r of the adversary."""
     xs = vectors_by_hand(model, params, batch).astype(complex)
@@ -131,7 +138,7 @@ def step_by_hand(model, params, batch):
     for place in np.ndindex(xs.shape):
         moved = xs.copy()
         moved[place] += 1j * COMPLEX_STEP
-        loss = loss_by_hand(model, deep_by_hand(model, params, moved) + across)
+        loss, _ = judged_by_hand(model, deep_by_hand(model, params, moved), across)
         g[place] = (WEIGHT @ loss).imag / COMPLEX_STEP
     r = np.zeros(xs.shape)
     for review in range(R):
@@ -145,20 +152,20 @@ def total_by_hand(model, params, batch, r):
     """(loss, the metric "loss"'s sum, z)."""
     xs = vectors_by_hand(model, params, batch)
     across = wide_by_hand(params, batch) if model.pairs == "path" else 0
-    alone = deep_by_hand(model, params, xs)
-    clean = loss = loss_by_hand(model, alone + across)
+    loss, z = judged_by_hand(model, deep_by_hand(model, params, xs), across)
+    clean = loss_by_hand(model, z)
     if model.pairs == "path":
-        loss = loss + model.path_loss * (loss_by_hand(model, alone) + loss_by_hand(model, across))
+        loss = loss + model.path_loss * loss_by_hand(model, across)
     if r is not None:
-        loss = loss + loss_by_hand(model, deep_by_hand(model, params, xs + r) + across)
-    return WEIGHT @ loss / WEIGHT.sum(), WEIGHT @ clean, alone + across
+        loss = loss + judged_by_hand(model, deep_by_hand(model, params, xs + r), across)[0]
+    return WEIGHT @ loss / WEIGHT.sum(), WEIGHT @ clean, z
 
 
 MODELS = {
     "vectors": ReviewModel(V, normalise=True, adversarial=0.7),
     "input": ReviewModel(V, cell="cifg", pairs="input", pairs_size=P, both=False, pooling="mean"),
     "path": ReviewModel(
-        V, pairs="path", pairs_size=P, path_loss=0.3, adversarial=0.4, pooling="max"
+        V, pairs="path", pairs_size=P, path_loss=0.3, deep_share=0.6, adversarial=0.4, pooling="max"
     ),
     "gates": ReviewModel(V, embedding="gates", loss="squared", adversarial=1.5),
     "gates cifg": ReviewModel(V, embedding="gates", cell="cifg", pooling="max", loss="squared"),

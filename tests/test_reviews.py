@@ -466,6 +466,8 @@ WRONG = [
     ("--embedding gates --precision bfloat16", "--precision: got bfloat16, expected float32 with"),
     ("--path-loss 0.5", "--path-loss: got 0.5, expected 0 without --pairs path"),
     ("--path-loss 2 --pairs path", "--path-loss: got 2.0, expected 0 <= path_loss <= 1"),
+    ("--deep-share 0.5", "--deep-share: got 0.5, expected 1 without --pairs path"),
+    ("--deep-share 0 --pairs path", "--deep-share: got 0.0, expected 0 < deep_share <= 1"),
     ("--adversarial -1", "--adversarial: got -1.0, expected a finite number of at least 0"),
     ("--weight-decay nan", "--weight-decay: got nan, expected a finite number of at least 0"),
     ("--average 1", "--average: got 1.0, expected 0 <= average < 1"),
