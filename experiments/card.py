@@ -159,6 +159,8 @@ def recorded_accuracy(run: Opened, which: str | None) -> float:
         found = found[names.index(which)]
     if not isinstance(found, float | int):
         raise RunError("record.json holds no test accuracy, expected one")
+    if not 0 <= found <= 1:
+        raise RunError(f"record.json: got a test accuracy of {found:.4g}, expected one from 0 to 1")
     return float(found)
 
 

@@ -171,7 +171,7 @@ def fit_and_score(
         return means(timed(clock, "train", learn, shuffled(*splits["train"], *how)))
 
     def evaluate(split):
-        model.eval()
+        model.train(False)
         x, y = splits[split]
         return means(timed(clock, "eval", score, zip(x.split(500), y.split(500), strict=True)))
 

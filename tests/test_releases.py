@@ -256,6 +256,7 @@ OTHER = "0" * 64
 FOUND = {
     "accuracy": ("record.json", {"metrics__test_accuracy": 0.999}, "the record's is 0.9990"),
     "no accuracy": ("record.json", {"metrics__test_accuracy": "nan"}, "holds no test accuracy"),
+    "no share": ("record.json", {"metrics__test_accuracy": 2**31}, "got a test accuracy of 2.147e"),
     "seeds": (
         "record.json",
         {"metrics__test_accuracy": [0.5, 0.5]},
