@@ -7,6 +7,7 @@ so the parameters, are the same.
 Metrics are pytrees of (sum, count), added up over devices and batches and divided at the end.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -326,11 +327,18 @@ class Tally:
         }
 
     def restore(self, progress: dict[str, list[Any]]) -> None:
-        """Goes on from a ``progress``, to the same bits."""
-        self.sums = {
-            name: [np.dtype(dtype).type(value) for dtype, value in numbers]
-            for name, numbers in progress.items()
-        }
+        """Goes on from a ``progress``, to the same bits.
+
+        Raises:
+          TypeError, ValueError: it is none.
+        """
+
+        def number(dtype, value):
+            if not re.fullmatch(r"b?float\d\d|u?int\d\d?", dtype):  # NumPy parses any text
+                raise ValueError(f"dtype: got {dtype[:20]!r}, expected that of a number")
+            return np.dtype(dtype).type(value)
+
+        self.sums = {name: [number(*pair) for pair in pairs] for name, pairs in progress.items()}
 
 
 class Clock:

@@ -5,6 +5,7 @@ clipping hide a gradient of the wrong size. The reference is one NumPy-summed gr
 examples that count.
 """
 
+import json
 from functools import partial
 
 import jax
@@ -331,3 +332,29 @@ def test_scanned_steps_are_single_steps(params, key):
         np.testing.assert_allclose(metrics["loss"][0][k], one["loss"][0], rtol=1e-5)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+# ---- tallies ------------------------------------------------------------------------------------
+
+
+def test_a_tally_goes_on_to_the_same_bits():
+    draw = np.random.default_rng(0)
+    steps = [{"loss": (draw.normal(size=3).astype(np.float32), np.ones(3, np.float32)),
+              "words": (draw.normal(size=3), draw.integers(1, 9, 3))} for _ in range(4)]  # fmt: skip
+    whole, first, second = train.Tally(), train.Tally(), train.Tally()
+    for metrics in steps:
+        whole.add(metrics)
+    for metrics in steps[:2]:
+        first.add(metrics)
+    second.restore(json.loads(json.dumps(first.progress())))
+    for metrics in steps[2:]:
+        second.add(metrics)
+    for name, numbers in whole.take().items():
+        for number, other in zip(numbers, second.sums[name], strict=True):
+            assert (number, number.dtype) == (other, other.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["9" * 5000, "3,3f4", "O", "float32, int8", None, "<f4", "str"])
+def test_a_tally_of_what_is_no_number_is_refused(dtype):
+    with pytest.raises((TypeError, ValueError)):
+        train.Tally().restore({"loss": [[dtype, 0.5], ["float32", 1.0]]})
