@@ -339,8 +339,10 @@ def test_scanned_steps_are_single_steps(params, key):
 
 def test_a_tally_goes_on_to_the_same_bits():
     draw = np.random.default_rng(0)
-    steps = [{"loss": (draw.normal(size=3).astype(np.float32), np.ones(3, np.float32)),
-              "words": (draw.normal(size=3), draw.integers(1, 9, 3))} for _ in range(4)]  # fmt: skip
+    steps = []
+    for _ in range(4):
+        loss = draw.normal(size=3).astype(np.float32), np.ones(3, np.float32)
+        steps.append({"loss": loss, "words": (draw.normal(size=3), draw.integers(1, 9, 3))})
     whole, first, second = train.Tally(), train.Tally(), train.Tally()
     for metrics in steps:
         whole.add(metrics)
