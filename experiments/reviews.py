@@ -3,7 +3,7 @@
     python experiments/reviews.py                               chops of 50 tokens
     python experiments/reviews.py --embedding gates --cell cifg --pooling max --loss squared
     python experiments/reviews.py --adversarial 1 --normalise-embeddings
-    python experiments/reviews.py --pairs path                  a wide path beside the LSTM
+    python experiments/reviews.py --pairs path --path-order 3   a wide path beside the LSTM
     python experiments/reviews.py --epochs 1 --limit 2000       a look
     python experiments/reviews.py --validation-size 0 --select last
     python experiments/reviews.py --task language --unlabelled --out words
@@ -16,8 +16,8 @@ Nothing but the 25,000 labelled training reviews is learned from, unless asked f
 in chops of 50 tokens, all at the same time, and the outputs of all steps are pooled (Johnson &
 Zhang, 2016). Every step towards accuracy is an option of its own: dropout of words, of their
 vectors and of the pooled vector, averaged weights, an adversary (Miyato et al., 2017), known pairs
-of words as inputs or as a wide path of log-count ratios (Wang & Manning, 2012), which is nearly a
-second model.
+of words as inputs, or pairs and triples as a wide path of log-count ratios (Wang & Manning, 2012),
+which is nearly a second model.
 
 The 50,000 unlabelled reviews help in two ways. `--task language` learns each word from those before
 it and, backwards, after it; its vectors and recurrent layer are something to begin with (Dai & Le,
@@ -112,10 +112,12 @@ class Config:
     """What is taken of the outputs of all steps."""
     pairs: Literal["none", "input", "path"] = "none"
     """Known pairs of neighbours: no part, added to the inputs, or a wide path with the words."""
+    path_order: Literal[2, 3] = 2
+    """Words in a row that the wide path knows: pairs, or pairs and triples."""
     pairs_size: int = 200_000
-    """The most pairs."""
+    """The most pairs, or pairs and triples."""
     min_count: int = 3
-    """Training reviews that a pair has to be in."""
+    """Training reviews that one of them has to be in."""
     leave_out: bool = True
     """Whether a review is left out of the ratios that it is trained on."""
     path_dropout: float = 0.5
@@ -220,10 +222,11 @@ def check(config: Config) -> None:
         cli.check(config, name, fits, "a finite number of at least 0")
     cli.check(config, "path_loss", 0 <= config.path_loss <= 1, "0 <= path_loss <= 1")
     cli.check(config, "deep_share", 0 < config.deep_share <= 1, "0 < deep_share <= 1")
-    for name, neutral in (("path_loss", 0), ("deep_share", 1)):
+    for name, neutral in (("path_loss", 0), ("deep_share", 1), ("path_order", 2)):
         fits = config.pairs == "path" or getattr(config, name) == neutral
         cli.check(config, name, fits, f"{neutral} without --pairs path")
-    known = config.vocabulary_size**2 * 2**15 < 2**63  # a pair and a review in one number
+    order = config.path_order
+    known = config.vocabulary_size**order * 2**15 < 2**63  # a run and a review in one number
     cli.check(config, "vocabulary_size", config.pairs == "none" or known, "fewer with --pairs")
     if config.embedding == "gates":
         told = "lstm or cifg with --embedding gates"
@@ -268,7 +271,7 @@ def make_parts(config: Config, data: Dataset) -> tuple[dict[str, reviews.Part], 
     at every step take a hundred times what the words that are drawn in training take.
     """
     same = ("validation_size", "seed", "vocabulary_size", "chop")
-    of_pairs = ("pairs", "pairs_size", "min_count", "leave_out")
+    of_pairs = ("pairs", "path_order", "pairs_size", "min_count", "leave_out")
     options = {name: getattr(config, name) for name in same + of_pairs}
     parts, pairs = reviews.parts(data, **options, frequency=config.normalise_embeddings)
     for name in ("validation", "test") if config.task == "language" else ():

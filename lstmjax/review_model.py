@@ -9,11 +9,11 @@ After Johnson & Zhang (2016), whose LSTM reads one-hot words in chops and takes 
 time. A batch is what ``chops`` takes from the data by a plan of ``data.chops``:
 
     "ids" [T, S]    "length", "slot" [S]    "label", "weight" [R]
-    where the model reads them: "pairs" [T, S], "path" [T, S, 2], "ratio" [F],
+    where the model reads them: "pairs" [T, S], "path" [T, S, K], "ratio" [F],
     "ratio_without" [2, F], "frequency" [V]
 
 Letters: T steps of a chop, S segments, R reviews, E size of a vector, H hidden, G gates, V words,
-P pairs, F features of the wide path.
+P known runs of 2 to K words, F features of the wide path.
 """
 
 from collections import namedtuple
@@ -211,7 +211,7 @@ def chops(steps: int) -> Callable:
       steps: T, at least as many as any segment has.
 
     Returns:
-      ``take``: ``data`` has "ids" [total] and "label" [N]; "pairs" [total] and "path" [total, 2]
+      ``take``: ``data`` has "ids" [total] and "label" [N]; "pairs" [total] and "path" [total, K]
       are cut like ids, and what else there is goes into every batch as it is.
     """
 
@@ -332,9 +332,9 @@ def review_loss(kind: str, z: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def wide(params: dict, batch: dict, reviews: int, key: jax.Array | None, rate: float) -> jax.Array:
-    """z of each review from the words and pairs that it has, in whatever order: [R].
+    """z of each review from the words and the runs of them that it has, in whatever order: [R].
 
-        z_wide = Σ_f w_f r_f      over its distinct words and known pairs f
+        z_wide = Σ_f w_f r_f      over its distinct words and known runs f
 
     r are log-count ratios (Wang & Manning, 2012), w is learned: their NB-SVM as a part of the
     network, a wide path beside the deep one (Cheng et al., 2016). Each term is dropped at the

@@ -3,12 +3,12 @@
 A run of experiments/reviews.py leaves its weights, `vocabulary.txt`, and what it counted in the
 reviews that it was trained on and no review can be read without, `features.npz`:
 
-    "known" [P]        codes of the known pairs      where it has pairs
+    "known" [P]        codes of the known runs       where it has pairs
     "ratio" [V + P]    log-count ratios              where it has a wide path
     "frequency" [V]    the words' shares             where vectors are normalised
 
 A review has the same answer here as when the run was scored: the same tokens, ids and chops, and
-nothing is dropped. Letters: V words, P pairs, N reviews.
+nothing is dropped. Letters: V words, P runs of 2 to K words, N reviews.
 """
 
 import dataclasses
@@ -116,7 +116,7 @@ def read(
       folder: of the run.
       config_class: the dataclass of its settings.
       check: raises ValueError for settings that cannot be used.
-      make_model: the model of some settings and a number of pairs.
+      make_model: the model of some settings and a number of runs of words.
       which: None: such a run has the weights of one seed.
 
     Returns:
@@ -187,10 +187,12 @@ def read_features(folder: Path, settings: Any) -> dict[str, np.ndarray]:
             want = "nothing" if dtype is None else f"{np.dtype(dtype)}{list(shape)}"
             raise ValueError(f"{FEATURES}: {name} is {got}, expected {want}")
     known = found.get("known", np.empty(0, np.int64))
-    first, second = np.divmod(known, size)
-    words = (np.minimum(first, second) >= reviews.FIRST_WORD) & (first < size)
-    if not (words.all() and (np.diff(known) > 0).all()):
-        raise ValueError(f"{FEATURES}: known holds something else than pairs in ascending order")
+    rest, words = known, np.ones(len(known), bool)
+    for place in range(settings.path_order):  # the last word first; of a pair no third one is left
+        rest, word = np.divmod(rest, size)
+        words &= (word >= reviews.FIRST_WORD) | ((place > 1) & (word == 0) & (rest == 0))
+    if not (words.all() and (rest == 0).all() and (np.diff(known) > 0).all()):
+        raise ValueError(f"{FEATURES}: known holds something else than runs in ascending order")
     for name, holds in (("ratio", np.isfinite), ("frequency", lambda shares: shares >= 0)):
         array = found.get(name, np.zeros(1, np.float32))
         if not (np.isfinite(array).all() and holds(array).all()):
@@ -264,7 +266,8 @@ def logits(
     ids, size = ids[: offsets[-1]], len(offsets) - 1
     known = features.pop("known", np.empty(0, np.int64))
     arrays = {"ids": ids, "label": np.zeros(size, np.int32)} | features
-    arrays |= reviews.with_pairs(settings.pairs, ids, offsets, known, settings.vocabulary_size)
+    of_runs = known, settings.vocabulary_size, settings.path_order
+    arrays |= reviews.with_runs(settings.pairs, ids, offsets, *of_runs)
     cut = chops.segments(offsets, settings.chop)
     packed = chops.pack(cut, np.arange(size), settings.batch_segments)
     plan = chops.lay_out(cut, packed, chops.width([packed]))

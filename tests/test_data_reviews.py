@@ -254,7 +254,7 @@ def test_what_does_not_fit_is_named():
         chops.lay_out(cut, packed, 7)
 
 
-# ---- pairs --------------------------------------------------------------------------------------
+# ---- words in a row -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -272,45 +272,72 @@ def documents(ids, offsets):
     return [ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
 
 
-def pairs_of(document):
-    """At each place, the pair that ends there, or None."""
-    both = zip([0, *document][:-1] if document else [], document, strict=True)
-    return [(a, b) if min(a, b) >= 4 else None for a, b in both]
+def runs_of(document, order):
+    """At each place, the runs of 2 to so many words that end there, or None for each."""
+    found = []
+    for end in range(1, len(document) + 1):
+        runs = [tuple(document[max(end - n, 0) : end]) for n in range(2, order + 1)]
+        whole = [len(run) == n and min(run) >= 4 for n, run in enumerate(runs, 2)]
+        found.append([run if ok else None for run, ok in zip(runs, whole, strict=True)])
+    return found
 
 
+def words_in(code, size):
+    """The words of a code, the last one last."""
+    found = []
+    while code:
+        code, word = divmod(code, size)
+        found.insert(0, word)
+    return tuple(found)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
 @pytest.mark.parametrize(("least", "most"), [(1, 100), (2, 100), (2, 3), (3, 1)])
-def test_pairs_are_those_of_most_training_reviews(some, least, most):
+def test_runs_are_those_of_most_training_reviews(some, least, most, order):
     ids, offsets, _, rows = some
-    every = [pairs_of(document) for document in documents(ids, offsets)]
+    every = [runs_of(document, order) for document in documents(ids, offsets)]
     count = {}
     for row in rows:
-        for pair in set(every[row]) - {None}:
-            count[pair] = count.get(pair, 0) + 1
-    known = [pair for pair in count if count[pair] >= least]
-    known = sorted(sorted(known, key=lambda p: (-count[p], p))[:most])
-    codes = reviews.pair_codes(ids, offsets, 50)
-    got = reviews.known_pairs(codes, offsets, rows, least, most)
-    assert [divmod(code, 50) for code in got.tolist()] == known
-    number = {pair: place + 1 for place, pair in enumerate(known)}
-    want = [number.get(pair, 0) for document in every for pair in document]
-    assert reviews.numbers(codes, got).tolist() == want and max(want) == len(known)
+        for run in {run for runs in every[row] for run in runs} - {None}:
+            count[run] = count.get(run, 0) + 1
+    known = [run for run in count if count[run] >= least]
+    by_code = lambda run: (len(run), run)  # noqa: E731
+    known = sorted(sorted(known, key=lambda p: (-count[p], by_code(p)))[:most], key=by_code)
+    assert {len(run) for run in known} >= set(range(2, order + 1)) or most < 100 or least > 1
+    codes = reviews.run_codes(ids, offsets, 50, order)
+    got = reviews.known_runs(codes, offsets, rows, least, most)
+    assert (codes.dtype, codes.shape) == (np.int64, (len(ids), order - 1))
+    assert [words_in(code, 50) for code in got.tolist()] == known
+    number = {run: place + 1 for place, run in enumerate(known)}
+    want = [[number.get(run, 0) for run in runs] for document in every for runs in document]
+    assert reviews.numbers(codes, got).tolist() == want and np.max(want) == len(known)
 
 
-def test_wide_features_and_their_ratios(some):
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 1], [1, 2]])
+def test_runs_of_reviews_that_are_too_short(lengths):
+    ids, offsets = np.full(sum(lengths), 5, np.int32), np.concatenate([[0], np.cumsum(lengths)])
+    codes = reviews.run_codes(ids, offsets.astype(np.int64), 10, 3)
+    want = [[55, -1] if at == 1 else [-1, -1] for n in lengths for at in range(n)]
+    assert codes.tolist() == want
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_wide_features_and_their_ratios(some, order):
     ids, offsets, label, rows = some
     size = 50
-    codes = reviews.pair_codes(ids, offsets, size)
-    known = reviews.known_pairs(codes, offsets, rows, 2, 100)
-    assert 2 < len(known) < 16
+    codes = reviews.run_codes(ids, offsets, size, order)
+    known = reviews.known_runs(codes, offsets, rows, 2, 100)
+    assert 2 < len(known) < 30
     got = reviews.wide_features(ids, reviews.numbers(codes, known), offsets, size)
-    name = {divmod(code, size): size + place for place, code in enumerate(known.tolist())}
+    name = {words_in(code, size): size + place for place, code in enumerate(known.tolist())}
+    assert {len(run) for run in name} == set(range(2, order + 1))
     has, want = [], []
     for document in documents(ids, offsets):
         seen = set()
-        for word, pair in zip(document, pairs_of(document), strict=True):
-            both = [word if word >= 4 else 0, name.get(pair, 0)]
-            want.append([0 if f in seen else f for f in both])
-            seen |= set(both)
+        for word, runs in zip(document, runs_of(document, order), strict=True):
+            own = [word if word >= 4 else 0, *(name.get(run, 0) for run in runs)]
+            want.append([0 if f in seen else f for f in own])
+            seen |= set(own)
         has.append(seen - {0})
     assert got.tolist() == want
     size += len(known)

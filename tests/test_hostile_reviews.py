@@ -99,6 +99,16 @@ def features(**changes):
     return change
 
 
+def of_three(*codes):
+    """Pairs and triples to the base of 20."""
+
+    def change(folder):
+        settings(path_order=3)(folder)
+        features(known=np.array(codes), ratio=np.zeros(20 + len(codes), "f4"))(folder)
+
+    return change
+
+
 def replaced(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
@@ -133,11 +143,16 @@ BAD = {
     "wider": (features(ratio=RATIO.astype("f8")), "features.npz: ratio is float64[25], expected f"),
     "longer": (features(known=np.arange(80, 90)), "features.npz: ratio is float32[25], expected f"),
     "square": (features(known=np.full((5, 1), 90)), "known is int64[5, 1], expected int64[5]"),
-    "order": (features(known=np.array([85, 84, 86, 87, 88])), "known holds something else than p"),
-    "twice": (features(known=np.array([84, 84, 86, 87, 88])), "known holds something else than p"),
-    "START": (features(known=np.array([81, 84, 86, 87, 88])), "known holds something else than p"),
+    "order": (features(known=np.array([85, 84, 86, 87, 88])), "known holds something else than r"),
+    "twice": (features(known=np.array([84, 84, 86, 87, 88])), "known holds something else than r"),
+    "START": (features(known=np.array([81, 84, 86, 87, 88])), "known holds something else than r"),
     "negative": (features(known=np.array([-9, 84, 86, 87, 88])), "known holds something else th"),
     "outside": (features(known=np.array([84, 85, 86, 87, 404])), "known holds something else th"),
+    "triples": (features(known=np.array([84, 85, 86, 87, 1684])), "known holds something else th"),
+    "order 4": (settings(path_order=4), "is damaged: path_order is 4"),
+    "quadruple": (of_three(84, 1684, 32000 + 1684), "known holds something else than runs in asc"),
+    "START in a triple": (of_three(84, 1684, 1600 + 24), "known holds something else than runs in"),
+    "no word second": (of_three(84, 1684, 1600 + 4), "known holds something else than runs"),
     "nan": (features(ratio=RATIO + np.float32(np.nan)), "ratio holds what it cannot be"),
     "padding": (features(ratio=RATIO + np.float32(1)), "ratio of no feature is not 0"),
     "shares": (features(frequency=-SHARES), "frequency holds what it cannot be"),
@@ -162,6 +177,12 @@ def test_a_folder_that_is_no_run_is_one_line(kind, tmp_path):
         read(folder)
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert str(folder) in str(caught.value)
+
+
+def test_triples_can_be_known(tmp_path):
+    folder = write_run(tmp_path / "reviews-1", pairs="path")
+    of_three(84, 1684, 1685, 1704, 7999)(folder)  # (4, 4), (4, 4, 4), … (19, 19, 19)
+    assert read(folder).features["known"].tolist() == [84, 1684, 1685, 1704, 7999]
 
 
 def test_damaged_features_are_whole_or_a_line(tmp_path):

@@ -137,10 +137,10 @@ def test_gradients_are_clipped_and_weights_averaged():
 # ---- what is learned from -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pairs", ["input", "path"])
-def test_pairs_and_ratios_are_of_the_training_part(pairs):
+@pytest.mark.parametrize(("pairs", "order"), [("input", 2), ("path", 2), ("path", 3)])
+def test_pairs_and_ratios_are_of_the_training_part(pairs, order):
     """What is held out, its labels and its words, changes none of them; training labels do."""
-    config = dataclasses.replace(FAST, pairs=pairs, normalise_embeddings=True)
+    config = dataclasses.replace(FAST, pairs=pairs, path_order=order, normalise_embeddings=True)
     parts, count = reviews.make_parts(config, make_reviews())
     assert 0 < count <= 6 and sorted(parts) == ["test", "train", "validation"]
     held = parts["validation"].rows
@@ -467,6 +467,8 @@ WRONG = [
     ("--path-loss 0.5", "--path-loss: got 0.5, expected 0 without --pairs path"),
     ("--path-loss 2 --pairs path", "--path-loss: got 2.0, expected 0 <= path_loss <= 1"),
     ("--deep-share 0.5", "--deep-share: got 0.5, expected 1 without --pairs path"),
+    ("--path-order 3", "--path-order: got 3, expected 2 without --pairs path"),
+    ("--path-order 3 --pairs path --vocabulary-size 70000", "--vocabulary-size: got 70000, expec"),
     ("--deep-share 0 --pairs path", "--deep-share: got 0.0, expected 0 < deep_share <= 1"),
     ("--adversarial -1", "--adversarial: got -1.0, expected a finite number of at least 0"),
     ("--weight-decay nan", "--weight-decay: got nan, expected a finite number of at least 0"),

@@ -33,8 +33,8 @@ KINDS = {
         "pairs": "input", "normalise_embeddings": True, "virtual": 0.5, "unlabelled": True,
     },
     "path": {
-        "pairs": "path", "path_loss": 0.5, "tokens": "words", "validation_size": 12, "epochs": 4,
-        "select": "best", "directions": "forward",
+        "pairs": "path", "path_order": 3, "path_loss": 0.5, "tokens": "words", "epochs": 4,
+        "validation_size": 12, "select": "best", "directions": "forward",
     },
     "gates": {
         "embedding": "gates", "cell": "cifg", "loss": "squared", "pooling": "max", "chop": 0,
@@ -169,7 +169,9 @@ def test_a_run_leaves_what_it_counted(kind, made):
     there = whole_reviewer.file_names(config)
     assert there == ("vocabulary.txt", *["features.npz"] * bool(names))
     if "known" in names:
-        assert len(trained.features["known"]) == pairs == 30
+        codes = trained.features["known"]
+        assert len(codes) == pairs == 30 and codes[0] < config.vocabulary_size**2
+        assert (codes[-1] > config.vocabulary_size**2) == (kind == "path")  # a triple
     for name in names - {"known"}:
         np.testing.assert_array_equal(trained.features[name], parts["test"].arrays[name])
     text = b"".join((folder / name).read_bytes() for name in there)

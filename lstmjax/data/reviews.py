@@ -1,12 +1,12 @@
-"""Whole film reviews end to end as one array of ids, and pairs of neighbours in them.
+"""Whole film reviews end to end as one array of ids, and pairs and triples of words in a row.
 
     data = load(vocabulary_size=30_000, max_length=1_000)
     found, count = parts(data, validation_size=2_500, seed=0, vocabulary_size=30_000, chop=50)
 
-Whatever is counted, pairs, ratios and frequencies, is counted in the reviews that are trained on.
+Whatever is counted, runs, ratios and frequencies, is counted in the reviews that are trained on.
 How reviews are cut and packed into batches is in chops.py.
 
-Letters: N reviews, V words, P known pairs, F features.
+Letters: N reviews, V words, P known runs of 2 to K words, F features.
 """
 
 from typing import NamedTuple
@@ -73,43 +73,58 @@ def held_out(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(drawn[size:]), np.sort(drawn[:size])
 
 
-# ---- pairs of tokens ----------------------------------------------------------------------------
+# ---- words in a row -----------------------------------------------------------------------------
 
 
-def pair_codes(ids: np.ndarray, offsets: np.ndarray, vocabulary_size: int) -> np.ndarray:
-    """(id before) · vocabulary_size + id at each place, int64 `[total]`; -1 without two words."""
-    codes = np.full(len(ids), -1, np.int64)
-    codes[1:] = ids[:-1].astype(np.int64) * vocabulary_size + ids[1:]
-    word = ids >= FIRST_WORD
-    codes[1:][~(word[1:] & word[:-1])] = -1
-    begin = offsets[:-1]
-    codes[begin[begin < len(ids)]] = -1
+def run_codes(ids: np.ndarray, offsets: np.ndarray, vocabulary_size: int, order: int) -> np.ndarray:
+    """The pair, triple and so on that ends at each place, as a number to the base of V.
+
+    Args:
+      ids, offsets: `[total]` and `[N + 1]`.
+      vocabulary_size: V.
+      order: K, words of the longest, 2 or more; V^K has to be within int64.
+
+    Returns:
+      int64 `[total, K - 1]`: of 2 to K words; -1 where one of them is no word or of another review.
+      No number stands for runs of two lengths, because that of a run's first word is not 0.
+    """
+    words = ids.astype(np.int64)
+    codes = np.full((len(ids), order - 1), -1, np.int64)
+    place = np.arange(len(ids)) - offsets[_review_of(offsets)]  # in its review
+    fits, code = words >= FIRST_WORD, words
+    for back in range(1, order):
+        before = np.concatenate([np.zeros(back, np.int64), words[: max(len(ids) - back, 0)]])
+        before = before[: len(ids)]
+        fits = fits & (place >= back) & (before >= FIRST_WORD)
+        code = before * vocabulary_size**back + code
+        codes[fits, back - 1] = code[fits]
     return codes
 
 
-def known_pairs(
+def known_runs(
     codes: np.ndarray, offsets: np.ndarray, rows: np.ndarray, min_count: int, at_most: int
 ) -> np.ndarray:
-    """The codes of the pairs that most of the reviews `rows` have, sorted: int64 `[P]`.
+    """The codes of the runs that most of the reviews `rows` have, sorted: int64 `[P]`.
 
     Args:
-      codes, offsets: from `pair_codes`.
+      codes, offsets: from `run_codes`.
       rows: the reviews that are counted, those to train on.
-      min_count: in how many of them a pair has to be.
-      at_most: the most pairs; of those in equally many reviews, the smaller codes first.
+      min_count: in how many of them a run has to be.
+      at_most: the most runs; of those in equally many reviews, the smaller codes first.
     """
-    review = _review_of(offsets)
     counted = np.zeros(len(offsets) - 1, bool)
     counted[rows] = True
+    review = _review_of(offsets)[:, None]
     counted = (codes >= 0) & counted[review]
-    each = np.unique(codes[counted] * len(counted) + review[counted])  # once for each review
-    found, count = np.unique(each // len(counted), return_counts=True)
+    # Once for each review.
+    each = np.unique((codes * (len(offsets) - 1) + review)[counted])
+    found, count = np.unique(each // (len(offsets) - 1), return_counts=True)
     found, count = found[count >= min_count], count[count >= min_count]
     return np.sort(found[np.argsort(-count, kind="stable")[:at_most]])
 
 
 def numbers(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """1 + the place of each code in `known` [P], 0 where it is not there: int32 `[total]`."""
+    """1 + the place of each code in `known` [P], 0 where it is not there: int32 of codes' shape."""
     place = np.searchsorted(known, codes)
     hit = place < len(known)
     hit[hit] = known[place[hit]] == codes[hit]
@@ -117,44 +132,50 @@ def numbers(codes: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def wide_features(
-    ids: np.ndarray, pairs: np.ndarray, offsets: np.ndarray, vocabulary_size: int
+    ids: np.ndarray, runs: np.ndarray, offsets: np.ndarray, vocabulary_size: int
 ) -> np.ndarray:
-    """The words and the known pairs of every review, each where it comes first: int32 `[total, 2]`.
+    """The words and the known runs of every review, each where it comes first: int32 `[total, K]`.
 
     Args:
       ids: [total]; words are features under their ids.
-      pairs: [total], from `numbers`; known pair 1 is feature `vocabulary_size`.
+      runs: [total, K - 1], from `numbers`; known run 1 is feature `vocabulary_size`.
       offsets: [N + 1].
       vocabulary_size: V.
 
     Returns:
-      The feature of the word and of the pair that ends with it; 0 is none, ids below the first
+      The features of the word and of the runs that end with it; 0 is none, ids below the first
       word's are none.
     """
     words = np.where(ids >= FIRST_WORD, ids, 0)
-    pairs = np.where(pairs > 0, pairs + (vocabulary_size - 1), 0)
-    return np.stack([distinct(words, offsets), distinct(pairs, offsets)], axis=1)
+    runs = np.where(runs > 0, runs + (vocabulary_size - 1), 0)
+    return np.stack([distinct(words, offsets), *(distinct(own, offsets) for own in runs.T)], axis=1)
 
 
-def with_pairs(
-    kind: str, ids: np.ndarray, offsets: np.ndarray, known: np.ndarray, vocabulary_size: int
+def with_runs(
+    kind: str,
+    ids: np.ndarray,
+    offsets: np.ndarray,
+    known: np.ndarray,
+    vocabulary_size: int,
+    order: int,
 ) -> dict[str, np.ndarray]:
-    """What a model reads of the pairs in some reviews.
+    """What a model reads of the runs of words in some reviews.
 
     Args:
       kind: "none", "input" or "path".
       ids, offsets: [total] and [N + 1].
-      known: [P], from `known_pairs`.
+      known: [P], from `known_runs`.
       vocabulary_size: V.
+      order: K, 2 of "input".
 
     Returns:
-      Nothing, `{"pairs": [total]}` from `numbers`, or `{"path": [total, 2]}` from `wide_features`.
+      Nothing, `{"pairs": [total]}` from `numbers`, or `{"path": [total, K]}` from `wide_features`.
     """
     if kind == "none":
         return {}
-    own = numbers(pair_codes(ids, offsets, vocabulary_size), known)
+    own = numbers(run_codes(ids, offsets, vocabulary_size, order), known)
     if kind == "input":
-        return {"pairs": own}
+        return {"pairs": own[:, 0]}
     return {"path": wide_features(ids, own, offsets, vocabulary_size)}
 
 
@@ -222,7 +243,7 @@ class Part(NamedTuple):
       rows: which of its split's.
       cut: the segments of the whole split.
       arrays: of the whole split, "ids" [total] and "label" [N] among them.
-      known: the codes of known pairs, int64 [P].
+      known: the codes of known runs, int64 [P].
     """
 
     rows: np.ndarray
@@ -247,13 +268,14 @@ def parts(
     chop: int,
     frequency: bool = False,
     pairs: str = "none",
+    path_order: int = 2,
     pairs_size: int = 0,
     min_count: int = 1,
     leave_out: bool = False,
 ) -> tuple[dict[str, Part], int]:
-    """Reviews to train on, to validate and to test, with what is known of their words and pairs.
+    """Reviews to train on, to validate and to test, with what is known of their words and runs.
 
-    Reviews without labels, where the data have them, are trained on; pairs, ratios and frequencies
+    Reviews without labels, where the data have them, are trained on; runs, ratios and frequencies
     are counted without them.
 
     Args:
@@ -263,8 +285,9 @@ def parts(
       chop: as in `chops.segments`.
       frequency: whether to add "frequency" [V], the words' shares of the running text.
       pairs: "input" adds "pairs" [total], the numbers of known pairs; "path" adds "path"
-        [total, 2], from `wide_features`, and "ratio" [V + P], from `log_count_ratio`.
-      pairs_size, min_count: as in `known_pairs`.
+        [total, K], from `wide_features`, and "ratio" [V + P], from `log_count_ratio`.
+      path_order: K, 2 unless of "path".
+      pairs_size, min_count: as in `known_runs`, at_most and min_count.
       leave_out: whether to add "ratio_without" [2, V + P], too.
 
     Returns:
@@ -284,10 +307,11 @@ def parts(
         ids = of_train["ids"][use[_review_of(of_train["offsets"])]]
         shared["frequency"] = (np.bincount(ids, minlength=vocabulary_size) / len(ids)).astype("f4")
     if pairs != "none":
-        codes = pair_codes(of_train["ids"], of_train["offsets"], vocabulary_size)
-        known = known_pairs(codes, of_train["offsets"], rows, min_count, pairs_size)
+        codes = run_codes(of_train["ids"], of_train["offsets"], vocabulary_size, path_order)
+        known = known_runs(codes, of_train["offsets"], rows, min_count, pairs_size)
     for fields in found.values():
-        fields |= with_pairs(pairs, fields["ids"], fields["offsets"], known, vocabulary_size)
+        text_of = fields["ids"], fields["offsets"]
+        fields |= with_runs(pairs, *text_of, known, vocabulary_size, path_order)
     if pairs == "path":
         size = vocabulary_size + len(known)
         of = (found["train"]["path"], of_train["offsets"], of_train["label"], rows, size)
