@@ -47,6 +47,7 @@ FEATURES = {"none": set(), "input": {"known", "frequency"}, "path": {"known", "r
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """A few of the offline reviews in the place of all of them."""
+    assert len(jax.devices()) > 1  # before a run asks for a single one
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(offline, "reviews", lambda: SMALL)
         patch.setattr(offline, "unlabelled", lambda: MORE)
@@ -402,10 +403,10 @@ def test_what_is_not_released(made, tmp_path):
     (tmp_path / "run" / "features.npz").unlink()
     with pytest.raises(RunError, match="features.npz: No such file"):
         card.make(card.Make(str(tmp_path / "run"), str(tmp_path / "out")))
-    with np.load(run / "features.npz") as there:
-        arrays = dict(there)
-    arrays["ratio"] *= np.float32(-99)
-    whole_reviewer.leave(tmp_path / "run", read(run).vocabulary, arrays)
+    shutil.copy(run / "features.npz", tmp_path / "run")
+    record = json.loads((run / "record.json").read_text())
+    record["metrics"]["test_accuracy"] -= 2 / 30  # a single review may come out otherwise
+    (tmp_path / "run" / "record.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match="test accuracy .*, expected the record's"):
         card.make(card.Make(str(tmp_path / "run"), str(tmp_path / "out"), tolerance=0.0))
     assert not (tmp_path / "out").exists()
