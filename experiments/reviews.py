@@ -126,9 +126,9 @@ class Config:
     """How much each path is trained for itself: 0 for one model, 1 for two side by side."""
     deep_share: float = 1.0
     """What the recurrent layer's answer is multiplied by before the wide path's is added."""
-    word_dropout: float = 0.0
+    word_dropout: float = 0.1
     """Rate of replacing a word by the unknown one."""
-    embedding_dropout: float = 0.2
+    embedding_dropout: float = 0.4
     """Rate of dropping a word's vector, wherever the word occurs in the batch."""
     input_dropout: float = 0.0
     """Rate of dropping elements of the vectors, the same ones in all of a segment."""
@@ -164,9 +164,9 @@ class Config:
     """Share of the weights that a step size of 1 would take away, beside the gradient (AdamW)."""
     decay_embeddings: bool = False
     """Whether what each word or pair has of its own decays, too."""
-    average: float = 0.99
+    average: float = 0.999
     """Decay of the average of the weights, which is what is scored; 0 scores them themselves."""
-    epochs: int = 10
+    epochs: int = 8
     """Passes over the training reviews."""
     validation_size: int = 2_500
     """Reviews held out from train, at random by the seed."""
@@ -198,9 +198,13 @@ class Config:
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
 
 
+_BESIDE = Config(pairs="path", path_loss=1.0, deep_share=0.3)
 ROWS = {
     "reviews-lstm": Config(),
-    "reviews-pairs": Config(pairs="path"),
+    "reviews-pairs": _BESIDE,
+    "reviews-triples": dataclasses.replace(
+        _BESIDE, path_order=3, pairs_size=1_000_000, min_count=2
+    ),
     "reviews-language": Config(task="language", unlabelled=True),
     "reviews-pretrained": Config(pretrained="words"),  # the folder of such a run
 }

@@ -112,7 +112,8 @@ class ReviewModel:
             J(x) + λ L(z_wide) + J(x + r) + KL(z ‖ z at x + r')
 
         Without a wide path, z = z_deep and λ = 0. r and r' are those of ``adversary``, in training
-        alone; L(z) is what the metric "loss" has, too. A review without a label (−1) has no L;
+        alone; L(z) is what the metric "loss" has, too. Of two paths, "accuracy_deep" and
+        "accuracy_wide" are those of their own signs. A review without a label (−1) has no L;
         those with one weigh 1 / "labelled_share", so that the mean of L is over them, that of KL
         over all.
         """
@@ -155,7 +156,13 @@ class ReviewModel:
             _, moved = answers(params, xs + r, across)
             loss = loss + adversary.divergence(jax.lax.stop_gradient(z), moved)
         mean = losses.mean(losses.total(loss, weight))
-        return mean, {"loss": average, "accuracy": correct}
+        metrics = {"loss": average, "accuracy": correct}
+        if across is not None:  # what each path would be worth by itself
+            for name, own in (("deep", alone), ("wide", across)):
+                metrics[f"accuracy_{name}"] = losses.total(
+                    losses.binary_correct(own, label), counted
+                )
+        return mean, metrics
 
     def joined(self, alone: jax.Array, across: jax.Array | None) -> jax.Array:
         """z of z_deep and z_wide, or None where there is no wide path: [R]."""

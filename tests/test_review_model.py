@@ -186,6 +186,14 @@ def test_the_loss_and_its_gradient(name, x64):
     np.testing.assert_allclose(metrics["loss"][0], clean.real, rtol=1e-12)
     hits = ((z.real > 0) == (LABEL > 0)) @ WEIGHT
     assert (float(metrics["accuracy"][0]), float(metrics["accuracy"][1])) == (hits, 3.0)
+    paths = {"accuracy_deep", "accuracy_wide"} if model.pairs == "path" else set()
+    assert metrics.keys() == {"loss", "accuracy"} | paths
+    if paths:
+        across = wide_by_hand(params, batch)
+        alone = (z - across) / model.deep_share
+        for name, own in (("deep", alone), ("wide", across)):
+            hits = float(((own.real > 0) == (LABEL > 0)) @ WEIGHT)
+            assert tuple(map(float, metrics[f"accuracy_{name}"])) == (hits, 3.0)
 
     (slow,) = gradients(lambda params: total_by_hand(model, params, batch, r)[0], params)
     for own, other in zip(*map(jax.tree.leaves, (gradient, slow)), strict=True):

@@ -86,8 +86,11 @@ def train(folder, **settings):
 def test_rows_are_the_defaults_without_and_with_pairs():
     defaults = reviews.Config(seed=4, devices=1, out="there")
     assert matching_row(defaults, reviews.ROWS) == "reviews-lstm"
-    pairs = dataclasses.replace(defaults, pairs="path")
+    pairs = dataclasses.replace(defaults, pairs="path", path_loss=1.0, deep_share=0.3)
     assert matching_row(pairs, reviews.ROWS) == "reviews-pairs"
+    triples = {"path_order": 3, "pairs_size": 1_000_000, "min_count": 2}
+    triples = dataclasses.replace(pairs, **triples)
+    assert matching_row(triples, reviews.ROWS) == "reviews-triples"
     assert matching_row(dataclasses.replace(defaults, epochs=3), reviews.ROWS) is None
 
 
@@ -214,6 +217,9 @@ def test_the_average_of_the_best_epoch_is_tested_once(whole):
         if split == "test":
             assert own[1] == pytest.approx(metrics["test_loss"], rel=1e-5)
     assert metrics["test_accuracy_epochs"] == [metrics["test_accuracy"]]
+    for path in ("deep", "wide"):
+        assert len(metrics[f"validation_accuracy_{path}_epochs"]) == 4
+        assert 0.5 < metrics[f"test_accuracy_{path}"] <= 1
     assert sum("test_" in line for line in lines) == 1 and "test_" in lines[-1]
     assert (folder / "vocabulary.txt").read_text() == "a\nb"
     sizes = sum(a.size for a in load_file(folder / "params.safetensors").values())
