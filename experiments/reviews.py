@@ -205,6 +205,15 @@ ROWS = {
     "reviews-triples": dataclasses.replace(
         _BESIDE, path_order=3, pairs_size=1_000_000, min_count=2
     ),
+    # What each step is worth: reviews-lstm with one thing changed.
+    "reviews-gates": Config(embedding="gates"),
+    "reviews-coupled": Config(cell="cifg"),
+    "reviews-chop-200": Config(chop=200, batch_segments=64),  # as many words in a batch
+    "reviews-max": Config(pooling="max"),
+    "reviews-undropped": Config(word_dropout=0.0, embedding_dropout=0.0),
+    "reviews-unaveraged": Config(average=0.0),
+    "reviews-adversarial": Config(adversarial=5.0, normalise_embeddings=True),
+    "reviews-pair-inputs": Config(pairs="input"),
     "reviews-language": Config(task="language", unlabelled=True),
     "reviews-pretrained": Config(pretrained="words"),  # the folder of such a run
 }

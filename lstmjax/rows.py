@@ -187,6 +187,19 @@ TASKS = {
         "the same beside a linear path of words, pairs and triples", "after Wang & Manning (2012)",
         _PATHS, _PUBLISHED + _BESIDE, _LABELLED,
     ),
+    **{
+        f"reviews-{name}": Row(f"reviews-lstm {what}", source, _WHOLE, _PUBLISHED)
+        for name, what, source in (
+            ("gates", "with a row of all gates for each word", "Johnson & Zhang (2016)"),
+            ("coupled", "with coupled gates", "Greff et al. (2017)"),
+            ("chop-200", "in chops of 200 words", "after Johnson & Zhang (2016)"),
+            ("max", "with the maximum over time alone", "Johnson & Zhang (2016)"),
+            ("undropped", "without dropout of words and vectors", "no paper's"),
+            ("unaveraged", "with the last weights, not their average", "no paper's"),
+            ("adversarial", "with an adversary, ε = 5", "Miyato et al. (2017)"),
+            ("pair-inputs", "with the vectors of known pairs added", "no paper's"),
+        )
+    },
     "baseline-nbsvm-2": Row(
         "IMDB reviews, NB-SVM of words and pairs", "Wang & Manning (2012)", _HELD_OUT,
         _CHOICE + " Published: 0.9122; 0.9155 (Mesnil et al., 2014).",

@@ -94,6 +94,17 @@ def test_rows_are_the_defaults_without_and_with_pairs():
     assert matching_row(dataclasses.replace(defaults, epochs=3), reviews.ROWS) is None
 
 
+def test_a_row_of_an_ablation_is_another_run_and_every_row_can_be_run():
+    found = set()
+    for name, config in reviews.ROWS.items():
+        reviews.check(config)
+        assert matching_row(dataclasses.replace(config, seed=7), reviews.ROWS) == name
+        found.add(dataclasses.astuple(config))
+    assert len(found) == len(reviews.ROWS) == 13
+    chopped, plain = reviews.ROWS["reviews-chop-200"], reviews.ROWS["reviews-lstm"]
+    assert chopped.chop * chopped.batch_segments == plain.chop * plain.batch_segments
+
+
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
 def test_the_step_size_of_every_update(name):
     config = reviews.Config(schedule=name, warm_up=4, learning_rate=0.2)
