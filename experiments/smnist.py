@@ -196,7 +196,7 @@ PRESETS = {
         for name in PERMUTATIONS
         if name != "none"
     },
-    "rows": Config(preset="rows", order="rows", epochs=40, locked_dropout=0.2),
+    "rows": Config(preset="rows", order="rows", epochs=40, learning_rate=3e-3, locked_dropout=0.2),
     **{f"{name}-refine": _refined(name) for name in ("pixels", "numpy-92916")},
 }
 ROWS = {f"smnist-{name}": complete(settings) for name, settings in PRESETS.items()}
