@@ -110,16 +110,21 @@ class Config:
     """Whether segments are read backwards, too."""
     pooling: Literal["max", "mean", "both"] = "both"
     """What is taken of the outputs of all steps."""
-    pairs: Literal["none", "input", "path"] = "none"
-    """Known pairs of neighbours: no part, added to the inputs, or a wide path with the words."""
+    pairs: Literal["none", "input", "ratios", "path"] = "none"
+    """Known pairs of neighbours: no part, vectors added to the inputs, log-count ratios beside
+    them (the word's, too), or a wide path with the words."""
     path_order: Literal[2, 3] = 2
-    """Words in a row that the wide path knows: pairs, or pairs and triples."""
+    """Words in a row that ratios or the wide path are of: pairs, or pairs and triples."""
     pairs_size: int = 200_000
     """The most pairs, or pairs and triples."""
     min_count: int = 3
     """Training reviews that one of them has to be in."""
     leave_out: bool = True
     """Whether a review is left out of the ratios that it is trained on."""
+    folds: int = 5
+    """With --pairs ratios: parts of the training reviews; each reads what the others say."""
+    place_inputs: bool = False
+    """Whether a step reads, too, where in the review it is, and how long that is."""
     path_dropout: float = 0.5
     """Rate of dropout on the terms of the wide path."""
     path_loss: float = 0.0
@@ -170,6 +175,8 @@ class Config:
     """Passes over the training reviews."""
     validation_size: int = 2_500
     """Reviews held out from train, at random by the seed."""
+    hold_out: Literal["random", "alike"] = "random"
+    """Whether they are drawn one by one, or with those that share rare words, as of one film."""
     select: Literal["best", "last"] = "best"
     """Which epoch's weights are tested: the best one's on validation, or the last one's."""
     limit: int | None = None
@@ -226,6 +233,7 @@ def check(config: Config) -> None:
     )
     save_every(config.save_every)
     cli.check_counts(config, "vocabulary_size", least=5)
+    cli.check_counts(config, "folds", least=2)
     cli.check_counts(config, "chop", "warm_up", "validation_size", "seed", least=0)
     cli.check_rates(config, "path_dropout", "word_dropout", "embedding_dropout", "input_dropout")
     cli.check_rates(config, "dropout", "average")
@@ -235,12 +243,19 @@ def check(config: Config) -> None:
         cli.check(config, name, fits, "a finite number of at least 0")
     cli.check(config, "path_loss", 0 <= config.path_loss <= 1, "0 <= path_loss <= 1")
     cli.check(config, "deep_share", 0 < config.deep_share <= 1, "0 < deep_share <= 1")
-    for name, neutral in (("path_loss", 0), ("deep_share", 1), ("path_order", 2)):
+    for name, neutral in (("path_loss", 0), ("deep_share", 1)):
         fits = config.pairs == "path" or getattr(config, name) == neutral
         cli.check(config, name, fits, f"{neutral} without --pairs path")
+    fits = config.pairs in ("ratios", "path") or config.path_order == 2
+    cli.check(config, "path_order", fits, "2 without --pairs ratios or path")
     order = config.path_order
     known = config.vocabulary_size**order * 2**15 < 2**63  # a run and a review in one number
     cli.check(config, "vocabulary_size", config.pairs == "none" or known, "fewer with --pairs")
+    beside = {"--pairs ratios": config.pairs == "ratios", "--place-inputs": config.place_inputs}
+    for flag in (flag for flag, given in beside.items() if given):
+        cli.check(config, "embedding", config.embedding == "vectors", f"vectors with {flag}")
+        cli.check(config, "pretrained", config.pretrained is None, f"none with {flag}")
+        cli.check(config, "task", config.task == "sentiment", f"sentiment with {flag}")
     if config.embedding == "gates":
         told = "lstm or cifg with --embedding gates"
         cli.check(config, "cell", config.cell in ("lstm", "cifg"), told)
@@ -257,7 +272,7 @@ def check(config: Config) -> None:
     use = not config.unlabelled or config.task == "language" or config.virtual > 0
     cli.check(config, "unlabelled", use, "no, without --virtual or --task language")
     labelled = not config.unlabelled or config.pairs != "path"
-    cli.check(config, "pairs", labelled, "none or input with --unlabelled")
+    cli.check(config, "pairs", labelled, "none, input or ratios with --unlabelled")
     select = config.select == "last" or config.validation_size > 0
     cli.check(config, "select", select, "last with --validation-size 0")
     gate_bias(config.forget_bias, config.cell)
@@ -283,8 +298,8 @@ def make_parts(config: Config, data: Dataset) -> tuple[dict[str, reviews.Part], 
     Of a language model, the first ``SCORED`` of what is held out and of test are scored: all words
     at every step take a hundred times what the words that are drawn in training take.
     """
-    same = ("validation_size", "seed", "vocabulary_size", "chop")
-    of_pairs = ("pairs", "path_order", "pairs_size", "min_count", "leave_out")
+    same = ("validation_size", "seed", "hold_out", "vocabulary_size", "chop", "place_inputs")
+    of_pairs = ("pairs", "path_order", "pairs_size", "min_count", "leave_out", "folds")
     options = {name: getattr(config, name) for name in same + of_pairs}
     parts, pairs = reviews.parts(data, **options, frequency=config.normalise_embeddings)
     for name in ("validation", "test") if config.task == "language" else ():
@@ -318,7 +333,7 @@ def make_loss(config: Config, model: review_model.ReviewModel):
 # is held out here.
 COMMON = (
     "tokens", "vocabulary_size", "embedding_size", "normalise_embeddings", "cell", "hidden_size",
-    "directions", "data", "limit", "seed", "validation_size",
+    "directions", "data", "limit", "seed", "validation_size", "hold_out",
 )  # fmt: skip
 
 

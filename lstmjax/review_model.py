@@ -1,6 +1,7 @@
 """One recurrent layer over the chops of whole reviews, pooled over all their steps.
 
-    x_t  = embedding of the word (and of the pair that ends with it)
+    x_t  = embedding of the word (and of the pair that ends with it; or beside it the log-count
+           ratios of the runs that end with it, and its place in the review)
     h_t  = a cell in one direction or both, over each segment of a review by itself
     v    = [max_t h_t ; mean_t h_t]     over all steps of all segments of the review
     z    = v · w + b                    positive where z > 0
@@ -27,6 +28,7 @@ import jax.numpy as jnp
 
 from lstmjax import adversary, losses
 from lstmjax.data import text
+from lstmjax.data.word_runs import PLACES
 from lstmjax.dropout import dropout, embedding_dropout, variational_dropout, word_dropout
 from lstmjax.initializers import GateBias, uniform
 from lstmjax.lstm import LSTMState
@@ -56,8 +58,11 @@ class ReviewModel:
       pooling: "max", "mean" or "both".
       loss: "logistic", or "squared": (z − y)² with y = ±1.
       pairs: "none"; "input": the vector of a known pair is added to that of its second word;
-        "path": see ``wide``.
+        "ratios": the log-count ratios of a word, and of the runs that end with it, are K more
+        elements of its vector; "path": see ``wide``.
+      path_order: K, of "ratios".
       pairs_size: P.
+      place_inputs: whether ``data.word_runs.places`` are four more elements.
       word_dropout: rate of replacing a word by the unknown one.
       embedding_dropout: rate of dropping a word's vector, wherever it occurs in the batch.
       input_dropout: rate of dropping elements of the vectors, the same ones at all steps of a chop.
@@ -81,7 +86,9 @@ class ReviewModel:
     pooling: str = "both"
     loss: str = "logistic"
     pairs: str = "none"
+    path_order: int = 2
     pairs_size: int = 0
+    place_inputs: bool = False
     word_dropout: float = 0.0
     embedding_dropout: float = 0.0
     input_dropout: float = 0.0
@@ -96,6 +103,12 @@ class ReviewModel:
     method: str = "fused"
     unroll: int = 1
     precision: str = "float32"
+
+    @property
+    def beside(self) -> dict[str, int]:
+        """What a step reads beside the word's vector, by name in the batch: how many numbers."""
+        ratios = {"ratios": self.path_order} if self.pairs == "ratios" else {}
+        return ratios | ({"places": PLACES} if self.place_inputs else {})
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -190,8 +203,9 @@ def init(model: ReviewModel, key: jax.Array) -> dict[str, Any]:
     draw = partial(VARIANTS[model.cell].init, hidden_size=model.hidden_size, init=model.cell_init)
     law = {} if model.forget_bias is None else {"forget_bias": model.forget_bias}
     size, params = model.embedding_size, {}
+    read = size + sum(model.beside.values())
     for name, of_cell in zip(model.directions, of_cells, strict=True):
-        weights = draw(of_cell, size, **law)._asdict()
+        weights = draw(of_cell, read, **law)._asdict()
         params[name] = {field: w for field, w in weights.items() if w is not None}
     if model.embedding == "gates":
         size = sum(len(params[name]["b"]) for name in model.directions)
@@ -218,8 +232,8 @@ def chops(steps: int) -> Callable:
       steps: T, at least as many as any segment has.
 
     Returns:
-      ``take``: ``data`` has "ids" [total] and "label" [N]; "pairs" [total] and "path" [total, K]
-      are cut like ids, and what else there is goes into every batch as it is.
+      ``take``: ``data`` has "ids" [total] and "label" [N]; "pairs" [total], "ratios", "places"
+      and "path" [total, ·] are cut like ids, and what else there is goes into every batch as it is.
     """
 
     def take(data: dict[str, jax.Array], pick: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -228,7 +242,7 @@ def chops(steps: int) -> Callable:
         place = jnp.where(valid, pick["begin"][None] + t, 0)
         batch = dict(data) | {name: pick[name] for name in ("length", "slot", "weight")}
         batch["label"] = data["label"][pick["rows"]]
-        for name in ("ids", "pairs", "path"):
+        for name in ("ids", "pairs", "ratios", "places", "path"):
             if name in data:
                 taken = data[name][place]
                 where = valid.reshape(*valid.shape, *[1] * (taken.ndim - 2))
@@ -242,7 +256,7 @@ def chops(steps: int) -> Callable:
 
 
 def inputs(model: ReviewModel, params: dict, batch: dict, keys: Any) -> jax.Array:
-    """What the recurrent layer reads, [T, S, E] or [T, S, 2GH]; see ``ReviewModel``."""
+    """What the recurrent layer reads, [T, S, E + what is beside] or [T, S, 2GH]."""
     ids = batch["ids"]
     read = word_dropout(keys.words, ids, model.word_dropout, text.UNKNOWN, keep_id=text.PADDING)
     table = params["embed"]
@@ -257,7 +271,9 @@ def inputs(model: ReviewModel, params: dict, batch: dict, keys: Any) -> jax.Arra
         gone = gone | jnp.concatenate([jnp.zeros_like(gone[:1]), gone[:-1]])
         there = (batch["pairs"] > 0) & ~gone
         xs = xs + params["pairs"][batch["pairs"]] * there[:, :, None].astype(xs.dtype)
-    return variational_dropout(keys.inputs, xs, model.input_dropout)
+    xs = variational_dropout(keys.inputs, xs, model.input_dropout)
+    beside = [batch[name].astype(xs.dtype) for name in model.beside]  # nothing drops these
+    return jnp.concatenate([xs, *beside], axis=2) if beside else xs
 
 
 def normalised(table: jax.Array, frequency: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ A run of experiments/reviews.py leaves its weights, `vocabulary.txt`, and what i
 reviews that it was trained on and no review can be read without, `features.npz`:
 
     "known" [P]        codes of the known runs       where it has pairs
-    "ratio" [V + P]    log-count ratios              where it has a wide path
+    "ratio" [V + P]    log-count ratios              where it reads them or has a wide path
     "frequency" [V]    the words' shares             where vectors are normalised
 
 A review has the same answer here as when the run was scored: the same tokens, ids and chops, and
@@ -23,7 +23,7 @@ import tyro
 from scipy.special import expit
 
 from lstmjax import checkpoint, cli, finished, review_model, reviewer
-from lstmjax.data import chops, files, long_text, reviews, text
+from lstmjax.data import chops, files, long_text, text, word_runs
 from lstmjax.records import RunError, write_file
 
 VOCABULARY, FEATURES = "vocabulary.txt", "features.npz"
@@ -175,7 +175,7 @@ def read_features(folder: Path, settings: Any) -> dict[str, np.ndarray]:
     size, pairs, expected = settings.vocabulary_size, np.size(found.get("known", ())), {}
     if settings.pairs != "none":
         expected["known"] = np.int64, (pairs,)
-    if settings.pairs == "path":
+    if settings.pairs in ("ratios", "path"):
         expected["ratio"] = np.float32, (size + pairs,)
     if settings.normalise_embeddings:
         expected["frequency"] = np.float32, (size,)
@@ -190,7 +190,7 @@ def read_features(folder: Path, settings: Any) -> dict[str, np.ndarray]:
     rest, words = known, np.ones(len(known), bool)
     for place in range(settings.path_order):  # the last word first; of a pair no third one is left
         rest, word = np.divmod(rest, size)
-        words &= (word >= reviews.FIRST_WORD) | ((place > 1) & (word == 0) & (rest == 0))
+        words &= (word >= word_runs.FIRST_WORD) | ((place > 1) & (word == 0) & (rest == 0))
     if not (words.all() and (rest == 0).all() and (np.diff(known) > 0).all()):
         raise ValueError(f"{FEATURES}: known holds something else than runs in ascending order")
     for name, holds in (("ratio", np.isfinite), ("frequency", lambda shares: shares >= 0)):
@@ -225,7 +225,7 @@ def probability(trained: Trained, pieces: Iterable[str]) -> tuple[float, int, in
         raise ValueError("text: got no word, expected a review")
     ids = encode(tokens, trained.vocabulary, length)
     (z,) = logits(trained, ids, np.array([0, len(ids)], np.int64))
-    known = int((ids >= reviews.FIRST_WORD).sum())
+    known = int((ids >= word_runs.FIRST_WORD).sum())
     return float(positive(trained.settings, z)), known, len(tokens)
 
 
@@ -240,7 +240,7 @@ def encode(tokens: Sequence[str], vocabulary: Sequence[str], length: int) -> np.
     Returns:
       int32 [at most ``length``].
     """
-    places = {token: number for number, token in enumerate(vocabulary[1:], reviews.FIRST_WORD)}
+    places = {token: number for number, token in enumerate(vocabulary[1:], word_runs.FIRST_WORD)}
     ids = [text.START, *(places.get(token, text.UNKNOWN) for token in tokens)]
     return np.array(ids[-length:], np.int32)
 
@@ -267,7 +267,11 @@ def logits(
     known = features.pop("known", np.empty(0, np.int64))
     arrays = {"ids": ids, "label": np.zeros(size, np.int32)} | features
     of_runs = known, settings.vocabulary_size, settings.path_order
-    arrays |= reviews.with_runs(settings.pairs, ids, offsets, *of_runs)
+    arrays |= word_runs.with_runs(settings.pairs, ids, offsets, *of_runs)
+    if settings.pairs == "ratios":
+        arrays["ratios"] = arrays["ratio"][arrays.pop("features")]
+    if settings.place_inputs:
+        arrays["places"] = word_runs.places(offsets)
     cut = chops.segments(offsets, settings.chop)
     packed = chops.pack(cut, np.arange(size), settings.batch_segments)
     plan = chops.lay_out(cut, packed, chops.width([packed]))

@@ -100,14 +100,15 @@ def test_the_offline_reviews_without_labels_are_others():
 
 
 def test_what_is_held_out_is_drawn_by_the_seed():
-    rows, held = reviews.held_out(20, 6, seed=3)
+    some = lambda count: {"label": np.zeros(count)}  # noqa: E731
+    rows, held = reviews.held_out(some(20), 6, seed=3)
     assert len(held) == 6 and sorted([*rows, *held]) == list(range(20))
     assert held.tolist() == sorted(np.random.default_rng(3).permutation(20)[:6])
     assert (np.diff(rows) > 0).all()
-    assert not np.array_equal(held, reviews.held_out(20, 6, seed=4)[1])
-    assert reviews.held_out(5, 0, seed=0)[0].tolist() == [0, 1, 2, 3, 4]
+    assert not np.array_equal(held, reviews.held_out(some(20), 6, seed=4)[1])
+    assert reviews.held_out(some(5), 0, seed=0)[0].tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="validation_size: got 5, expected an integer from 0 to 4"):
-        reviews.held_out(5, 5, seed=0)
+        reviews.held_out(some(5), 5, seed=0)
 
 
 # ---- chops --------------------------------------------------------------------------------------
@@ -252,110 +253,3 @@ def test_what_does_not_fit_is_named():
     packed = chops.pack(cut, np.arange(12), 8)
     with pytest.raises(ValueError, match="width: got 7, expected at least 8"):
         chops.lay_out(cut, packed, 7)
-
-
-# ---- words in a row -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def some():
-    """Ids (1 to 3 are no words), offsets with an empty document, labels, training rows."""
-    draw = np.random.default_rng(2)
-    lengths = [9, 0, 14, 6, 11, 1, 12]
-    ids = draw.choice([1, 2, 3, 4, 5, 6, 7], sum(lengths), p=[0.05, 0.1, 0.05, 0.2, 0.2, 0.2, 0.2])
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    label = np.array([1, 0, 1, 0, 0, 1, 1], np.int32)
-    return ids.astype(np.int32), offsets, label, np.array([0, 2, 3, 6, 1])
-
-
-def documents(ids, offsets):
-    return [ids[a:b].tolist() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-
-
-def runs_of(document, order):
-    """At each place, the runs of 2 to so many words that end there, or None for each."""
-    found = []
-    for end in range(1, len(document) + 1):
-        runs = [tuple(document[max(end - n, 0) : end]) for n in range(2, order + 1)]
-        whole = [len(run) == n and min(run) >= 4 for n, run in enumerate(runs, 2)]
-        found.append([run if ok else None for run, ok in zip(runs, whole, strict=True)])
-    return found
-
-
-def words_in(code, size):
-    """The words of a code, the last one last."""
-    found = []
-    while code:
-        code, word = divmod(code, size)
-        found.insert(0, word)
-    return tuple(found)
-
-
-@pytest.mark.parametrize("order", [2, 3, 4])
-@pytest.mark.parametrize(("least", "most"), [(1, 100), (2, 100), (2, 3), (3, 1)])
-def test_runs_are_those_of_most_training_reviews(some, least, most, order):
-    ids, offsets, _, rows = some
-    every = [runs_of(document, order) for document in documents(ids, offsets)]
-    count = {}
-    for row in rows:
-        for run in {run for runs in every[row] for run in runs} - {None}:
-            count[run] = count.get(run, 0) + 1
-    known = [run for run in count if count[run] >= least]
-    by_code = lambda run: (len(run), run)  # noqa: E731
-    known = sorted(sorted(known, key=lambda p: (-count[p], by_code(p)))[:most], key=by_code)
-    assert {len(run) for run in known} >= set(range(2, order + 1)) or most < 100 or least > 1
-    codes = reviews.run_codes(ids, offsets, 50, order)
-    got = reviews.known_runs(codes, offsets, rows, least, most)
-    assert (codes.dtype, codes.shape) == (np.int64, (len(ids), order - 1))
-    assert [words_in(code, 50) for code in got.tolist()] == known
-    number = {run: place + 1 for place, run in enumerate(known)}
-    want = [[number.get(run, 0) for run in runs] for document in every for runs in document]
-    assert reviews.numbers(codes, got).tolist() == want and np.max(want) == len(known)
-
-
-@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 1], [1, 2]])
-def test_runs_of_reviews_that_are_too_short(lengths):
-    ids, offsets = np.full(sum(lengths), 5, np.int32), np.concatenate([[0], np.cumsum(lengths)])
-    codes = reviews.run_codes(ids, offsets.astype(np.int64), 10, 3)
-    want = [[55, -1] if at == 1 else [-1, -1] for n in lengths for at in range(n)]
-    assert codes.tolist() == want
-
-
-@pytest.mark.parametrize("order", [2, 3])
-def test_wide_features_and_their_ratios(some, order):
-    ids, offsets, label, rows = some
-    size = 50
-    codes = reviews.run_codes(ids, offsets, size, order)
-    known = reviews.known_runs(codes, offsets, rows, 2, 100)
-    assert 2 < len(known) < 30
-    got = reviews.wide_features(ids, reviews.numbers(codes, known), offsets, size)
-    name = {words_in(code, size): size + place for place, code in enumerate(known.tolist())}
-    assert {len(run) for run in name} == set(range(2, order + 1))
-    has, want = [], []
-    for document in documents(ids, offsets):
-        seen = set()
-        for word, runs in zip(document, runs_of(document, order), strict=True):
-            own = [word if word >= 4 else 0, *(name.get(run, 0) for run in runs)]
-            want.append([0 if f in seen else f for f in own])
-            seen |= set(own)
-        has.append(seen - {0})
-    assert got.tolist() == want
-    size += len(known)
-    ratio, without = reviews.log_count_ratio(got, offsets, label, rows, size)
-    assert (ratio.dtype, without.dtype, ratio.shape) == (np.float32, np.float32, (size,))
-
-    def by_hand(rows):
-        return [
-            np.array([1 + sum(f in has[n] for n in rows if label[n] == sign) for f in range(size)])
-            for sign in (1, 0)
-        ]
-
-    p, q = by_hand(rows)
-    sums = p[1:].sum() / q[1:].sum()
-    np.testing.assert_allclose(ratio[1:], np.log(p / q / sums)[1:], rtol=1e-5)
-    assert np.ptp(ratio) > 1 and ratio[0] == 0 and not without[:, 0].any()
-    for row in rows:
-        p, q = by_hand(rows[rows != row])
-        for f in has[row]:
-            want = np.log(p[f] / q[f] / sums)
-            np.testing.assert_allclose(without[label[row], f], want, rtol=1e-5, atol=1e-6)

@@ -35,6 +35,8 @@ def make_batch():
         "length": LENGTHS, "slot": SLOT, "label": LABEL, "weight": WEIGHT,
         "pairs": np.where(valid, draw.integers(0, P + 1, (T, S)), 0).astype(np.int32),
         "path": np.where(valid[:, :, None], path, 0).astype(np.int32),
+        "ratios": np.where(valid[:, :, None], np.random.default_rng(7).normal(size=(T, S, 3)), 0),
+        "places": np.where(valid[:, :, None], np.random.default_rng(6).normal(size=(T, S, 4)), 0),
         "ratio": np.concatenate([[0], draw.normal(size=V + P - 1)]),
         "frequency": frequency / frequency.sum(),
     }  # fmt: skip
@@ -61,7 +63,9 @@ def vectors_by_hand(model, params, batch):
     if model.pairs == "input":
         pairs = batch["pairs"]
         xs = xs + np.where((pairs > 0)[:, :, None], params["pairs"][pairs], 0)
-    return xs
+    if model.pairs == "ratios":
+        xs = np.concatenate([xs, batch["ratios"]], axis=2)
+    return np.concatenate([xs, batch["places"]], axis=2) if model.place_inputs else xs
 
 
 def cell_by_hand(model, weights, xs):
@@ -164,6 +168,9 @@ def total_by_hand(model, params, batch, r):
 MODELS = {
     "vectors": ReviewModel(V, normalise=True, adversarial=0.7),
     "input": ReviewModel(V, cell="cifg", pairs="input", pairs_size=P, both=False, pooling="mean"),
+    "ratios": ReviewModel(
+        V, pairs="ratios", path_order=3, place_inputs=True, adversarial=0.6, both=False
+    ),
     "path": ReviewModel(
         V, pairs="path", pairs_size=P, path_loss=0.3, deep_share=0.6, adversarial=0.4, pooling="max"
     ),
@@ -267,6 +274,18 @@ def test_a_dropped_word_takes_its_pairs_with_it():
             if whole and batch["pairs"][t, s]:
                 want = want + params["pairs"][batch["pairs"][t, s]]
             np.testing.assert_allclose(got[t, s], want, rtol=1e-6)
+
+
+def test_ratios_and_places_stay_whatever_is_dropped():
+    rates = dict.fromkeys(("word_dropout", "embedding_dropout", "input_dropout"), 0.6)
+    model = dataclasses.replace(MODELS["ratios"], **rates)
+    params, batch = jax.tree.map(np.float32, make_params(model)), big_batch()
+    beside = np.random.default_rng(1).normal(size=(30, 7, 7)).astype(np.float32)
+    batch |= {"ratios": beside[:, :, :3], "places": beside[:, :, 3:]}
+    keys = review_model.split_keys(jax.random.key(3))
+    got = np.asarray(review_model.inputs(model, params, batch, keys))
+    np.testing.assert_array_equal(got[:, :, E:], beside)
+    assert 0.5 < np.mean(got[:, :, :E] == 0) < 0.95
 
 
 def test_a_words_vector_is_dropped_wherever_it_occurs():

@@ -32,6 +32,9 @@ KINDS = {
     "input": {
         "pairs": "input", "normalise_embeddings": True, "virtual": 0.5, "unlabelled": True,
     },
+    "ratios": {
+        "pairs": "ratios", "path_order": 3, "folds": 3, "place_inputs": True, "epochs": 16,
+    },
     "path": {
         "pairs": "path", "path_order": 3, "path_loss": 0.5, "tokens": "words", "epochs": 4,
         "validation_size": 12, "select": "best", "directions": "forward",
@@ -41,7 +44,8 @@ KINDS = {
         "directions": "forward",
     },
 }  # fmt: skip
-FEATURES = {"none": set(), "input": {"known", "frequency"}, "path": {"known", "ratio"}}
+FEATURES = {"none": set(), "input": {"known", "frequency"}}
+FEATURES |= dict.fromkeys(("ratios", "path"), {"known", "ratio"})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -172,7 +176,7 @@ def test_a_run_leaves_what_it_counted(kind, made):
     if "known" in names:
         codes = trained.features["known"]
         assert len(codes) == pairs == 30 and codes[0] < config.vocabulary_size**2
-        assert (codes[-1] > config.vocabulary_size**2) == (kind == "path")  # a triple
+        assert (codes[-1] > config.vocabulary_size**2) == (kind != "input")  # a triple
     for name in names - {"known"}:
         np.testing.assert_array_equal(trained.features[name], parts["test"].arrays[name])
     text = b"".join((folder / name).read_bytes() for name in there)
@@ -194,6 +198,14 @@ def test_pairs_of_reviews_without_labels_are_read_too():
     for before, word in zip(ids[:-1], ids[1:], strict=True):
         want.append(known.get(80 * before + word, 0) if min(before, word) > 3 else 0)
     assert train.arrays["pairs"][first:end].tolist() == want and max(want) > 0
+    config = dataclasses.replace(config, pairs="ratios", place_inputs=True)
+    parts, _ = reviews.make_parts(config, reviews.load(config))
+    arrays = parts["train"].arrays
+    assert [len(arrays[name]) for name in ("ratios", "places")] == [len(arrays["ids"])] * 2
+    words = [arrays["ratio"][word] if word > 3 else 0 for word in ids]
+    assert arrays["ratios"][first:end, 0].tolist() == words and np.ptp(words) > 0.1
+    pairs = [arrays["ratio"][n + 79] if n else 0 for n in want]
+    assert arrays["ratios"][first:end, 1].tolist() == pairs and np.ptp(pairs) > 0.1
 
 
 def test_what_a_logit_says():
