@@ -110,19 +110,20 @@ class Config:
     """Whether segments are read backwards, too."""
     pooling: Literal["max", "mean", "both"] = "both"
     """What is taken of the outputs of all steps."""
-    pairs: Literal["none", "input", "ratios", "path"] = "none"
-    """Known pairs of neighbours: no part, vectors added to the inputs, log-count ratios beside
-    them (the word's, too), or a wide path with the words."""
+    pairs: Literal["none", "input", "path"] = "none"
+    """Known pairs of neighbours: no part, added to the inputs, or a wide path with the words."""
     path_order: Literal[2, 3] = 2
-    """Words in a row that ratios or the wide path are of: pairs, or pairs and triples."""
+    """Words in a row that the wide path or ratios are of: pairs, or pairs and triples."""
     pairs_size: int = 200_000
     """The most pairs, or pairs and triples."""
     min_count: int = 3
     """Training reviews that one of them has to be in."""
     leave_out: bool = True
     """Whether a review is left out of the ratios that it is trained on."""
+    ratio_inputs: bool = False
+    """Whether a step reads the log-count ratios of the word and of the runs that end with it."""
     folds: int = 5
-    """With --pairs ratios: parts of the training reviews; each reads what the others say."""
+    """With --ratio-inputs: parts of the training reviews; what one reads the others say."""
     place_inputs: bool = False
     """Whether a step reads, too, where in the review it is, and how long that is."""
     path_dropout: float = 0.5
@@ -246,13 +247,16 @@ def check(config: Config) -> None:
     for name, neutral in (("path_loss", 0), ("deep_share", 1)):
         fits = config.pairs == "path" or getattr(config, name) == neutral
         cli.check(config, name, fits, f"{neutral} without --pairs path")
-    fits = config.pairs in ("ratios", "path") or config.path_order == 2
-    cli.check(config, "path_order", fits, "2 without --pairs ratios or path")
+    fits = config.pairs == "path" or config.ratio_inputs or config.path_order == 2
+    cli.check(config, "path_order", fits, "2 without --pairs path or --ratio-inputs")
+    fits = config.pairs != "input" or not config.ratio_inputs
+    cli.check(config, "ratio_inputs", fits, "none with --pairs input")
     order = config.path_order
     known = config.vocabulary_size**order * 2**15 < 2**63  # a run and a review in one number
-    cli.check(config, "vocabulary_size", config.pairs == "none" or known, "fewer with --pairs")
-    beside = {"--pairs ratios": config.pairs == "ratios", "--place-inputs": config.place_inputs}
-    for flag in (flag for flag, given in beside.items() if given):
+    fits = known or not whole_reviewer.knows_runs(config)
+    cli.check(config, "vocabulary_size", fits, "fewer with --pairs or --ratio-inputs")
+    for name in (name for name in ("ratio_inputs", "place_inputs") if getattr(config, name)):
+        flag = f"--{name.replace('_', '-')}"
         cli.check(config, "embedding", config.embedding == "vectors", f"vectors with {flag}")
         cli.check(config, "pretrained", config.pretrained is None, f"none with {flag}")
         cli.check(config, "task", config.task == "sentiment", f"sentiment with {flag}")
@@ -272,7 +276,7 @@ def check(config: Config) -> None:
     use = not config.unlabelled or config.task == "language" or config.virtual > 0
     cli.check(config, "unlabelled", use, "no, without --virtual or --task language")
     labelled = not config.unlabelled or config.pairs != "path"
-    cli.check(config, "pairs", labelled, "none, input or ratios with --unlabelled")
+    cli.check(config, "pairs", labelled, "none or input with --unlabelled")
     select = config.select == "last" or config.validation_size > 0
     cli.check(config, "select", select, "last with --validation-size 0")
     gate_bias(config.forget_bias, config.cell)
@@ -299,7 +303,15 @@ def make_parts(config: Config, data: Dataset) -> tuple[dict[str, reviews.Part], 
     at every step take a hundred times what the words that are drawn in training take.
     """
     same = ("validation_size", "seed", "hold_out", "vocabulary_size", "chop", "place_inputs")
-    of_pairs = ("pairs", "path_order", "pairs_size", "min_count", "leave_out", "folds")
+    of_pairs = (
+        "ratio_inputs",
+        "pairs",
+        "path_order",
+        "pairs_size",
+        "min_count",
+        "leave_out",
+        "folds",
+    )
     options = {name: getattr(config, name) for name in same + of_pairs}
     parts, pairs = reviews.parts(data, **options, frequency=config.normalise_embeddings)
     for name in ("validation", "test") if config.task == "language" else ():

@@ -145,7 +145,7 @@ def score_whole_reviews(
 def whole_reviews_text(experiment: str, settings: Any) -> cards.Text:
     """What a card says of a model of whole reviews beside its numbers."""
     known = settings.vocabulary_size - words_of.INDEX_FROM - 1
-    pairs = "" if settings.pairs == "none" else " It knows pairs of neighbours, too."
+    pairs = " It knows pairs of neighbours, too." if whole_reviewer.knows_runs(settings) else ""
     begun = settings.pretrained_sha256
     told = [
         (

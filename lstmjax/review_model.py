@@ -58,10 +58,11 @@ class ReviewModel:
       pooling: "max", "mean" or "both".
       loss: "logistic", or "squared": (z − y)² with y = ±1.
       pairs: "none"; "input": the vector of a known pair is added to that of its second word;
-        "ratios": the log-count ratios of a word, and of the runs that end with it, are K more
-        elements of its vector; "path": see ``wide``.
-      path_order: K, of "ratios".
+        "path": see ``wide``.
+      path_order: K.
       pairs_size: P.
+      ratio_inputs: whether the log-count ratios of a word, and of the runs that end with it, are K
+        more elements of its vector.
       place_inputs: whether ``data.word_runs.places`` are four more elements.
       word_dropout: rate of replacing a word by the unknown one.
       embedding_dropout: rate of dropping a word's vector, wherever it occurs in the batch.
@@ -88,6 +89,7 @@ class ReviewModel:
     pairs: str = "none"
     path_order: int = 2
     pairs_size: int = 0
+    ratio_inputs: bool = False
     place_inputs: bool = False
     word_dropout: float = 0.0
     embedding_dropout: float = 0.0
@@ -107,7 +109,7 @@ class ReviewModel:
     @property
     def beside(self) -> dict[str, int]:
         """What a step reads beside the word's vector, by name in the batch: how many numbers."""
-        ratios = {"ratios": self.path_order} if self.pairs == "ratios" else {}
+        ratios = {"ratios": self.path_order} if self.ratio_inputs else {}
         return ratios | ({"places": PLACES} if self.place_inputs else {})
 
     @property

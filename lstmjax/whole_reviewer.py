@@ -79,6 +79,11 @@ def longest(settings: Any) -> int:
     return min(settings.max_length, room)
 
 
+def knows_runs(settings: Any) -> bool:
+    """Whether a run has counted pairs, or pairs and triples."""
+    return settings.pairs != "none" or settings.ratio_inputs
+
+
 # ---- what a run leaves --------------------------------------------------------------------------
 
 
@@ -99,7 +104,7 @@ def leave(folder: Path, vocabulary: Sequence[str], counted: Mapping[str, np.ndar
 
 def file_names(settings: Any) -> tuple[str, ...]:
     """The files that a run of some settings leaves beside its weights, and ``read`` needs."""
-    counted = settings.pairs != "none" or settings.normalise_embeddings
+    counted = knows_runs(settings) or settings.normalise_embeddings
     return (VOCABULARY, FEATURES) if counted else (VOCABULARY,)
 
 
@@ -173,9 +178,9 @@ def read_features(folder: Path, settings: Any) -> dict[str, np.ndarray]:
     except ValueError as error:
         raise ValueError(f"{FEATURES}: {files.reason(error)}") from error
     size, pairs, expected = settings.vocabulary_size, np.size(found.get("known", ())), {}
-    if settings.pairs != "none":
+    if knows_runs(settings):
         expected["known"] = np.int64, (pairs,)
-    if settings.pairs in ("ratios", "path"):
+    if settings.pairs == "path" or settings.ratio_inputs:
         expected["ratio"] = np.float32, (size + pairs,)
     if settings.normalise_embeddings:
         expected["frequency"] = np.float32, (size,)
@@ -266,9 +271,9 @@ def logits(
     ids, size = ids[: offsets[-1]], len(offsets) - 1
     known = features.pop("known", np.empty(0, np.int64))
     arrays = {"ids": ids, "label": np.zeros(size, np.int32)} | features
-    of_runs = known, settings.vocabulary_size, settings.path_order
+    of_runs = known, settings.vocabulary_size, settings.path_order, settings.ratio_inputs
     arrays |= word_runs.with_runs(settings.pairs, ids, offsets, *of_runs)
-    if settings.pairs == "ratios":
+    if settings.ratio_inputs:
         arrays["ratios"] = arrays["ratio"][arrays.pop("features")]
     if settings.place_inputs:
         arrays["places"] = word_runs.places(offsets)

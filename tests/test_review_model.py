@@ -63,7 +63,7 @@ def vectors_by_hand(model, params, batch):
     if model.pairs == "input":
         pairs = batch["pairs"]
         xs = xs + np.where((pairs > 0)[:, :, None], params["pairs"][pairs], 0)
-    if model.pairs == "ratios":
+    if model.ratio_inputs:
         xs = np.concatenate([xs, batch["ratios"]], axis=2)
     return np.concatenate([xs, batch["places"]], axis=2) if model.place_inputs else xs
 
@@ -169,10 +169,18 @@ MODELS = {
     "vectors": ReviewModel(V, normalise=True, adversarial=0.7),
     "input": ReviewModel(V, cell="cifg", pairs="input", pairs_size=P, both=False, pooling="mean"),
     "ratios": ReviewModel(
-        V, pairs="ratios", path_order=3, place_inputs=True, adversarial=0.6, both=False
+        V, path_order=3, ratio_inputs=True, place_inputs=True, adversarial=0.6, both=False
     ),
     "path": ReviewModel(
-        V, pairs="path", pairs_size=P, path_loss=0.3, deep_share=0.6, adversarial=0.4, pooling="max"
+        V,
+        pairs="path",
+        pairs_size=P,
+        path_loss=0.3,
+        deep_share=0.6,
+        adversarial=0.4,
+        pooling="max",
+        path_order=3,
+        ratio_inputs=True,
     ),
     "gates": ReviewModel(V, embedding="gates", loss="squared", adversarial=1.5),
     "gates cifg": ReviewModel(V, embedding="gates", cell="cifg", pooling="max", loss="squared"),
@@ -342,12 +350,15 @@ def tiny_data(count=23, seed=0):
         "path": draw.integers(0, V + P, (total, 2)).astype(np.int32),
         "ratio": np.concatenate([[0], draw.normal(size=V + P - 1)]),
         "label": draw.integers(0, 2, count).astype(np.int32),
+        "ratios": draw.normal(size=(total, 3)).astype(np.float32),
+        "places": draw.normal(size=(total, 4)).astype(np.float32),
     }
     return data, offsets, chops.segments(offsets, T)
 
 
 def test_a_batch_has_the_tokens_of_its_reviews():
     data, offsets, cut = tiny_data()
+    cut_like_ids = ("ids", "path", "ratios", "places")
     packed = chops.pack(cut, np.arange(1, 23)[::-1], 9)
     plan = chops.lay_out(cut, packed, 10)
     take = jax.jit(review_model.chops(T))
@@ -355,18 +366,17 @@ def test_a_batch_has_the_tokens_of_its_reviews():
         batch = take(data, {name: array[k] for name, array in plan.items()})
         found = {}
         for s in range(10):
-            ids, path = batch["ids"][:, s], batch["path"][:, s]
             n = int(batch["length"][s])
-            assert not ids[n:].any() and not path[n:].any()
+            assert not any(batch[name][n:, s].any() for name in cut_like_ids)
             if n:
                 row = int(plan["rows"][k, batch["slot"][s]])
-                ids_so_far, path_so_far = found.setdefault(row, ([], []))
-                ids_so_far += ids[:n].tolist()
-                path_so_far += path[:n].tolist()
+                so_far = found.setdefault(row, {name: [] for name in cut_like_ids})
+                for name, own in so_far.items():
+                    own += batch[name][:n, s].tolist()
         assert list(found) == packed.rows[packed.batch == k].tolist()
-        for row, (ids, path) in found.items():
-            own = slice(offsets[row], offsets[row + 1])
-            assert ids == data["ids"][own].tolist() and path == data["path"][own].tolist()
+        for row, each in found.items():
+            for name, own in each.items():
+                assert own == data[name][offsets[row] : offsets[row + 1]].tolist()
         np.testing.assert_array_equal(batch["label"], data["label"][plan["rows"][k]])
         np.testing.assert_array_equal(batch["weight"], plan["weight"][k])
         np.testing.assert_array_equal(batch["ratio"], np.float32(data["ratio"]))

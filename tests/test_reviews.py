@@ -151,12 +151,14 @@ def test_gradients_are_clipped_and_weights_averaged():
 # ---- what is learned from -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("pairs", "order"), [("input", 2), ("path", 2), ("path", 3), ("ratios", 3)]
-)
+@pytest.mark.parametrize(("pairs", "order"), [("input", 2), ("path", 2), ("path", 3), ("none", 3)])
 def test_pairs_and_ratios_are_of_the_training_part(pairs, order):
-    """What is held out, its labels and its words, changes none of them; training labels do."""
+    """What is held out, its labels and its words, changes none of them; training labels do.
+
+    With triples, ratios are inputs.
+    """
     config = dataclasses.replace(FAST, pairs=pairs, path_order=order, normalise_embeddings=True)
+    config = dataclasses.replace(config, ratio_inputs=order == 3)
     parts, count = reviews.make_parts(config, make_reviews())
     assert 0 < count <= 6 and sorted(parts) == ["test", "train", "validation"]
     held = parts["validation"].rows
@@ -167,12 +169,12 @@ def test_pairs_and_ratios_are_of_the_training_part(pairs, order):
         data.splits["train"]["ids"][own] = 5
     others, again = reviews.make_parts(config, data)
     assert again == count
-    names = ["frequency"] + ["ratio"] * (pairs in ("ratios", "path"))
+    names = ["frequency"] + ["ratio"] * (pairs != "input")
     names += ["ratio_without"] * (pairs == "path")
     for name in names:
         np.testing.assert_array_equal(others["train"].arrays[name], parts["train"].arrays[name])
         np.testing.assert_array_equal(parts["test"].arrays[name], parts["train"].arrays[name])
-    field = {"input": "pairs"}.get(pairs, pairs)
+    field = {"input": "pairs", "none": "ratios"}.get(pairs, pairs)
     np.testing.assert_array_equal(others["test"].arrays[field], parts["test"].arrays[field])
     if pairs != "input":
         other, _ = reviews.make_parts(config, make_reviews(swap=parts["train"].rows[:5]))
@@ -487,10 +489,11 @@ WRONG = [
     ("--path-loss 0.5", "--path-loss: got 0.5, expected 0 without --pairs path"),
     ("--path-loss 2 --pairs path", "--path-loss: got 2.0, expected 0 <= path_loss <= 1"),
     ("--deep-share 0.5", "--deep-share: got 0.5, expected 1 without --pairs path"),
-    ("--path-order 3", "--path-order: got 3, expected 2 without --pairs ratios or path"),
-    ("--folds 1 --pairs ratios", "--folds: got 1, expected an integer of at least 2"),
-    ("--embedding gates --pairs ratios", "--embedding: got gates, expected vectors with --pairs r"),
-    ("--pretrained x --pairs ratios", "--pretrained: got x, expected none with --pairs ratios"),
+    ("--path-order 3", "--path-order: got 3, expected 2 without --pairs path or --rat"),
+    ("--ratio-inputs --pairs input", "--ratio-inputs: got True, expected none with --pairs input"),
+    ("--folds 1 --ratio-inputs", "--folds: got 1, expected an integer of at least 2"),
+    ("--embedding gates --ratio-inputs", "--embedding: got gates, expected vectors with --ratio-"),
+    ("--pretrained x --ratio-inputs", "--pretrained: got x, expected none with --ratio-inputs"),
     ("--task language --place-inputs", "--task: got language, expected sentiment with --place-in"),
     ("--path-order 3 --pairs path --vocabulary-size 70000", "--vocabulary-size: got 70000, expec"),
     ("--deep-share 0 --pairs path", "--deep-share: got 0.0, expected 0 < deep_share <= 1"),
@@ -504,7 +507,7 @@ WRONG = [
     ("--seeds 3", "--seeds: no such flag"),
     ("--virtual -1", "--virtual: got -1.0, expected a finite number of at least 0"),
     ("--unlabelled", "--unlabelled: got True, expected no, without --virtual or --task language"),
-    ("--unlabelled --virtual 1 --pairs path", "--pairs: got path, expected none, input or rat"),
+    ("--unlabelled --virtual 1 --pairs path", "--pairs: got path, expected none or input with"),
     ("--task language --pairs input", "--pairs: got input, expected none with --task language"),
     ("--task language --adversarial 1", "--adversarial: got 1.0, expected none with --task"),
     ("--task language --embedding gates", "--embedding: got gates, expected vectors with --task"),

@@ -33,11 +33,12 @@ KINDS = {
         "pairs": "input", "normalise_embeddings": True, "virtual": 0.5, "unlabelled": True,
     },
     "ratios": {
-        "pairs": "ratios", "path_order": 3, "folds": 3, "place_inputs": True, "epochs": 16,
+        "ratio_inputs": True, "path_order": 3, "folds": 3, "place_inputs": True, "epochs": 16,
     },
     "path": {
         "pairs": "path", "path_order": 3, "path_loss": 0.5, "tokens": "words", "epochs": 4,
-        "validation_size": 12, "select": "best", "directions": "forward",
+        "validation_size": 12, "select": "best", "directions": "forward", "ratio_inputs": True,
+        "hold_out": "alike",
     },
     "gates": {
         "embedding": "gates", "cell": "cifg", "loss": "squared", "pooling": "max", "chop": 0,
@@ -198,7 +199,7 @@ def test_pairs_of_reviews_without_labels_are_read_too():
     for before, word in zip(ids[:-1], ids[1:], strict=True):
         want.append(known.get(80 * before + word, 0) if min(before, word) > 3 else 0)
     assert train.arrays["pairs"][first:end].tolist() == want and max(want) > 0
-    config = dataclasses.replace(config, pairs="ratios", place_inputs=True)
+    config = dataclasses.replace(config, pairs="none", ratio_inputs=True, place_inputs=True)
     parts, _ = reviews.make_parts(config, reviews.load(config))
     arrays = parts["train"].arrays
     assert [len(arrays[name]) for name in ("ratios", "places")] == [len(arrays["ids"])] * 2

@@ -100,7 +100,9 @@ def test_features_and_their_ratios(some, order):
             every.append(own)
             seen |= set(own)
         has.append(seen - {0})
-    features = word_runs.with_runs("ratios", ids, offsets, known, size, order)["features"]
+    both = word_runs.with_runs("path", ids, offsets, known, size, order, True)
+    features = both.pop("features")
+    assert list(both) == ["path"] and np.array_equal(both["path"], got)
     assert got.tolist() == want and features.tolist() == every
     assert got.dtype == features.dtype == np.int32
     size += len(known)
@@ -124,7 +126,7 @@ def test_a_review_reads_ratios_that_other_parts_were_counted_for(some, folds):
     codes = word_runs.run_codes(ids, offsets, 50, 3)
     known = word_runs.known_runs(codes, offsets, rows, 1, 100)
     size = 50 + len(known)
-    features = word_runs.with_runs("ratios", ids, offsets, known, 50, 3)["features"]
+    features = word_runs.with_runs("none", ids, offsets, known, 50, 3, True)["features"]
     given = features, offsets, label, rows, size, folds
     ratio, got = word_runs.crossed_ratios(*given, 4)
     assert (ratio.dtype, got.dtype, got.shape) == (np.float32, np.float32, (len(ids), 3))

@@ -125,6 +125,7 @@ def parts(
     hold_out: str = "random",
     frequency: bool = False,
     place_inputs: bool = False,
+    ratio_inputs: bool = False,
     pairs: str = "none",
     path_order: int = 2,
     pairs_size: int = 0,
@@ -144,9 +145,11 @@ def parts(
       chop: as in `chops.segments`.
       frequency: whether to add "frequency" [V], the words' shares of the running text.
       place_inputs: whether to add "places" [total, 4], from `word_runs.places`.
-      pairs: "input" adds "pairs" [total], the numbers of known pairs; "ratios" adds "ratios"
-        [total, K] and "ratio" [V + P], from `word_runs.crossed_ratios`; "path" adds "path"
-        [total, K], from `word_runs.with_runs`, and "ratio", from `word_runs.log_count_ratio`.
+      ratio_inputs: whether to add "ratios" [total, K] and "ratio" [V + P], from
+        `word_runs.crossed_ratios`.
+      pairs: "input" adds "pairs" [total], the numbers of known pairs; "path" adds "path"
+        [total, K], from `word_runs.with_runs`, and "ratio" [V + P], from
+        `word_runs.log_count_ratio`.
       path_order: K, 2 of "input".
       pairs_size, min_count: as in `word_runs.known_runs`, at_most and min_count.
       leave_out: whether to add "ratio_without" [2, V + P], too, of "path".
@@ -168,20 +171,20 @@ def parts(
         use[rows] = True
         ids = of_train["ids"][use[word_runs.review_of(of_train["offsets"])]]
         shared["frequency"] = (np.bincount(ids, minlength=vocabulary_size) / len(ids)).astype("f4")
-    if pairs != "none":
+    if pairs != "none" or ratio_inputs:
         codes = word_runs.run_codes(
             of_train["ids"], of_train["offsets"], vocabulary_size, path_order
         )
         known = word_runs.known_runs(codes, of_train["offsets"], rows, min_count, pairs_size)
+    of_runs = known, vocabulary_size, path_order, ratio_inputs
     for fields in found.values():
-        text_of = fields["ids"], fields["offsets"]
-        fields |= word_runs.with_runs(pairs, *text_of, known, vocabulary_size, path_order)
+        fields |= word_runs.with_runs(pairs, fields["ids"], fields["offsets"], *of_runs)
         fields |= {"places": word_runs.places(fields["offsets"])} if place_inputs else {}
     of = (of_train["offsets"], of_train["label"], rows, vocabulary_size + len(known))
     if pairs == "path":
         shared["ratio"], without = word_runs.log_count_ratio(found["train"]["path"], *of)
         shared |= {"ratio_without": without} if leave_out else {}
-    if pairs == "ratios":
+    if ratio_inputs:
         features = {split: fields.pop("features") for split, fields in found.items()}
         shared["ratio"], crossed = word_runs.crossed_ratios(features["train"], *of, folds, seed)
         for split, own in features.items():

@@ -2,7 +2,7 @@
 
     codes = run_codes(ids, offsets, vocabulary_size, order=3)
     known = known_runs(codes, offsets, rows, min_count=2, at_most=1_000_000)
-    features = with_runs("ratios", ids, offsets, known, vocabulary_size, 3)["features"]
+    path = with_runs("path", ids, offsets, known, vocabulary_size, 3)["path"]
 
 Letters: N reviews, V words, P known runs of 2 to K words, F features.
 """
@@ -90,27 +90,30 @@ def with_runs(
     known: np.ndarray,
     vocabulary_size: int,
     order: int,
+    ratio_inputs: bool = False,
 ) -> dict[str, np.ndarray]:
     """What a model reads of the runs of words in some reviews.
 
     Args:
-      kind: "none", "input", "ratios" or "path".
+      kind: "none", "input" or "path".
       ids, offsets: [total] and [N + 1].
       known: [P], from `known_runs`.
       vocabulary_size: V.
       order: K, 2 of "input".
+      ratio_inputs: whether the ratios of all places are wanted.
 
     Returns:
-      Nothing, `{"pairs": [total]}` from `numbers`, `{"features": [total, K]}` from `features_at`,
-      or `{"path": [total, K]}`, the same, `distinct`.
+      Of "input", "pairs" [total] from `numbers`; of "path", "path" [total, K], `distinct`; with
+      `ratio_inputs`, "features" [total, K] from `features_at`.
     """
-    if kind == "none":
+    if kind == "none" and not ratio_inputs:
         return {}
     own = numbers(run_codes(ids, offsets, vocabulary_size, order), known)
     if kind == "input":
         return {"pairs": own[:, 0]}
     features = features_at(ids, own, vocabulary_size)
-    return {"features": features} if kind == "ratios" else {"path": distinct(features, offsets)}
+    found = {"path": distinct(features, offsets)} if kind == "path" else {}
+    return found | ({"features": features} if ratio_inputs else {})
 
 
 def distinct(features: np.ndarray, offsets: np.ndarray) -> np.ndarray:
