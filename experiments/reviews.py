@@ -3,6 +3,7 @@
     python experiments/reviews.py                               chops of 50 tokens
     python experiments/reviews.py --embedding gates --cell cifg --pooling max --loss squared
     python experiments/reviews.py --adversarial 1 --normalise-embeddings
+    python experiments/reviews.py --ratio-inputs --place-inputs --path-order 3
     python experiments/reviews.py --pairs path --path-order 3   a wide path beside the LSTM
     python experiments/reviews.py --epochs 1 --limit 2000       a look
     python experiments/reviews.py --validation-size 0 --select last
@@ -16,8 +17,8 @@ Nothing but the 25,000 labelled training reviews is learned from, unless asked f
 in chops of 50 tokens, all at the same time, and the outputs of all steps are pooled (Johnson &
 Zhang, 2016). Every step towards accuracy is an option of its own: dropout of words, of their
 vectors and of the pooled vector, averaged weights, an adversary (Miyato et al., 2017), known pairs
-of words as inputs, or pairs and triples as a wide path of log-count ratios (Wang & Manning, 2012),
-which is nearly a second model.
+of words as inputs, the log-count ratios of words, pairs and triples (Wang & Manning, 2012) as
+inputs, or as a wide path, which is nearly a second model.
 
 The 50,000 unlabelled reviews help in two ways. `--task language` learns each word from those before
 it and, backwards, after it; its vectors and recurrent layer are something to begin with (Dai & Le,
@@ -27,7 +28,8 @@ no others.
 
 Reviews held out of train are scored after every epoch, and the weights of the best epoch there, or
 of the last one, are scored on the test reviews once, at the end. The test reviews are of other
-films than the training ones, so that a random hold-out can flatter.
+films than the training ones, so that a random hold-out can flatter; `--hold-out alike` holds out
+reviews together with those of the same film, as far as words tell.
 
 Without prepared data and without a network the reviews are generated ones, and said to be so.
 """
@@ -207,12 +209,19 @@ class Config:
 
 
 _BESIDE = Config(pairs="path", path_loss=1.0, deep_share=0.3)
+_RATIOS = Config(
+    ratio_inputs=True, path_order=3, pairs_size=1_000_000, min_count=2, place_inputs=True,
+    embedding_size=64, hidden_size=64, epochs=4, hold_out="alike",
+)  # fmt: skip
 ROWS = {
     "reviews-lstm": Config(),
     "reviews-pairs": _BESIDE,
     "reviews-triples": dataclasses.replace(
         _BESIDE, path_order=3, pairs_size=1_000_000, min_count=2
     ),
+    "reviews-ratios": _RATIOS,
+    "reviews-ratios-pairs": dataclasses.replace(_RATIOS, path_order=2),
+    "reviews-ratios-unplaced": dataclasses.replace(_RATIOS, place_inputs=False),
     # What each step is worth: reviews-lstm with one thing changed.
     "reviews-gates": Config(embedding="gates"),
     "reviews-coupled": Config(cell="cifg"),

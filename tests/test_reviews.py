@@ -91,6 +91,10 @@ def test_rows_are_the_defaults_without_and_with_pairs():
     triples = {"path_order": 3, "pairs_size": 1_000_000, "min_count": 2}
     triples = dataclasses.replace(pairs, **triples)
     assert matching_row(triples, reviews.ROWS) == "reviews-triples"
+    ratios = {"ratio_inputs": True, "place_inputs": True, "hold_out": "alike", "epochs": 4}
+    ratios |= {"embedding_size": 64, "hidden_size": 64}
+    ratios = dataclasses.replace(triples, pairs="none", path_loss=0.0, deep_share=1.0, **ratios)
+    assert matching_row(ratios, reviews.ROWS) == "reviews-ratios"
     assert matching_row(dataclasses.replace(defaults, epochs=3), reviews.ROWS) is None
 
 
@@ -100,7 +104,7 @@ def test_a_row_of_an_ablation_is_another_run_and_every_row_can_be_run():
         reviews.check(config)
         assert matching_row(dataclasses.replace(config, seed=7), reviews.ROWS) == name
         found.add(dataclasses.astuple(config))
-    assert len(found) == len(reviews.ROWS) == 13
+    assert len(found) == len(reviews.ROWS) == 16
     chopped, plain = reviews.ROWS["reviews-chop-200"], reviews.ROWS["reviews-lstm"]
     assert chopped.chop * chopped.batch_segments == plain.chop * plain.batch_segments
 
