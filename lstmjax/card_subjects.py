@@ -154,6 +154,11 @@ def whole_reviews_text(experiment: str, settings: Any) -> cards.Text:
             "pairs of a review: its accuracy is not that of the layer alone.",
         ),
         (
+            settings.ratio_inputs,
+            "Its recurrent layer reads, beside each word, how much more often positive training "
+            "reviews have it and the words before it: of what they do not have, nothing.",
+        ),
+        (
             settings.loss == "squared",
             "It was trained to give 1 or -1; its probability is (1 + z) / 2 of what it gives, "
             "within 0 and 1.",

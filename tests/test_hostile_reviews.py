@@ -132,6 +132,7 @@ BAD = {
     "unknown": (settings(hidden=2), "has the setting hidden, unknown here"),
     "bias": (settings(forget_bias="chrono:0"), "chrono:T with T >= 2"),
     "pairs": (settings(pairs="input"), "features.npz: ratio is float32[25], expected nothing"),
+    "ratios": (settings(pairs="none", ratio_inputs=True), "expected float32["),
     "none": (settings(pairs="none"), "features.npz: known is int64[5], expected nothing"),
     "no json": (replaced("config.json", b"\xff"), "config.json is damaged"),
     "no features": (lambda folder: (folder / "features.npz").unlink(), "cannot read"),

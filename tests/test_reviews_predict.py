@@ -352,7 +352,7 @@ def test_help(monkeypatch, capsys):
 # ---- releases -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["none", "path", "gates"])
+@pytest.mark.parametrize("kind", ["none", "ratios", "path", "gates"])
 def test_a_release_is_made_and_verified(kind, made, tmp_path, capsys):
     config, run = made(kind)
     release = tmp_path / "release"
@@ -365,6 +365,7 @@ def test_a_release_is_made_and_verified(kind, made, tmp_path, capsys):
     text = (release / "MODEL_CARD.md").read_text()
     for name in own:
         assert f"{name} sha256 " in text
+    assert ("how much more often" in text) == (kind in ("ratios", "path"))
     assert ("wide path" in text) == (kind == "path") and ("(1 + z) / 2" in text) == (
         kind == "gates"
     )
