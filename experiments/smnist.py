@@ -4,7 +4,7 @@
     python experiments/smnist.py --preset small-permuted      the same in the order numpy-92916
     python experiments/smnist.py --preset pixels              all 784 pixels, row by row
     python experiments/smnist.py --preset torch-12008         784 pixels in another order
-    python experiments/smnist.py --preset rows                28 rows of 28 pixels, 28 steps
+    python experiments/smnist.py --preset rows                28 rows of 28 pixels, a little moved
     python experiments/smnist.py --forget-bias chrono         long memories from the start
     python experiments/smnist.py --preset pixels-refine       512 units, refined gates: for a GPU
     python experiments/smnist.py --seeds 5 --sweep lr=5e-4,1e-3       ten runs in one program
@@ -35,6 +35,7 @@ import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -103,6 +104,8 @@ class Config:
     """Probability of keeping an element of the old state, drawn anew at every step."""
     locked_dropout: float = 0.0
     """Rate of dropout on each layer's outputs, one mask per image."""
+    shift: int = 0
+    """With --order rows: pixels that a training image is moved by at most, each way, every time."""
     init: Init = "lstmjax"
     """Initial law of the recurrent layers (the GRU and the RNNs have keras and lstmjax alone)."""
     forget_bias: str | None = None
@@ -196,7 +199,9 @@ PRESETS = {
         for name in PERMUTATIONS
         if name != "none"
     },
-    "rows": Config(preset="rows", order="rows", epochs=40, learning_rate=3e-3, locked_dropout=0.2),
+    "rows": Config(
+        preset="rows", order="rows", epochs=40, learning_rate=3e-3, locked_dropout=0.2, shift=1
+    ),
     **{f"{name}-refine": _refined(name) for name in ("pixels", "numpy-92916")},
 }
 ROWS = {f"smnist-{name}": complete(settings) for name, settings in PRESETS.items()}
@@ -216,6 +221,9 @@ def check(config: Config) -> None:
     forget_bias(config)
     fits = config.order != "rows" or config.permutation == "none"
     cli.check(config, "permutation", fits, "none with --order rows")
+    cli.check_counts(config, "shift", least=0)
+    most = 27 if config.order == "rows" else 0
+    cli.check(config, "shift", config.shift <= most, f"at most {most} with --order {config.order}")
     complete(config)
     lanes.check(config, validation=config.validation_size > 0)
 
@@ -306,12 +314,21 @@ def make_loss(model: SequenceModel, config: Config):
 
     def loss_fn(params, batch, key=None):
         image = batch["image"].astype(jnp.float32) / LARGEST[config.order]  # in [0, 1]
+        if config.shift and key is not None:
+            image = moved(jax.random.fold_in(key, 0), image, config.shift)
         _, logits = model.apply({"params": params}, image, key=key)
         loss = losses.total(losses.cross_entropy(logits, batch["label"]), batch["weight"])
         accuracy = losses.total(losses.correct(logits, batch["label"]), batch["weight"])
         return losses.mean(loss), {"loss": loss, "accuracy": accuracy}
 
     return loss_fn
+
+
+def moved(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
+    """Images [B, R, C], each moved by -most to most pixels along both axes; what comes in is 0."""
+    around = jnp.pad(images, ((0, 0), (most, most), (most, most)))
+    start = jax.random.randint(key, (len(images), 2), 0, 2 * most + 1)
+    return jax.vmap(lambda one, at: jax.lax.dynamic_slice(one, at, images.shape[1:]))(around, start)
 
 
 def make_problem(config: Config, digits: Digits) -> Problem:

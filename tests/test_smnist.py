@@ -225,6 +225,37 @@ def test_rows_are_those_of_the_image(loads):
     np.testing.assert_allclose(read, images / 255, rtol=1e-6)
 
 
+@pytest.mark.parametrize("most", [1, 3])
+def test_images_are_moved_both_ways(most):
+    images = np.random.default_rng(1).uniform(0.5, 1, (200, 28, 28)).astype(np.float32)
+    got = np.asarray(smnist.moved(jax.random.key(3), images, most))
+    found = set()
+    for before, after in zip(images, got, strict=True):
+        around = np.pad(before, most)
+        places = [(r, c) for r in range(2 * most + 1) for c in range(2 * most + 1)]
+        at = [(r, c) for r, c in places if np.array_equal(around[r : r + 28, c : c + 28], after)]
+        assert len(at) == 1
+        found |= set(at)
+    assert len(found) > 0.9 * (2 * most + 1) ** 2 and (most, most) in found
+    assert not np.array_equal(got, smnist.moved(jax.random.key(4), images, most))
+
+
+def test_training_images_alone_are_moved(loads):
+    config = smnist.Config(order="rows", hidden_size=3, method="scan")
+    digits, key = smnist.load(config), jax.random.key(5)
+    plain = smnist.make_problem(config, digits)
+    shifted = smnist.make_problem(dataclasses.replace(config, shift=2), digits)
+    with jax.numpy_dtype_promotion("standard"):
+        params = plain.init(jax.random.key(2))
+        batch = {**digits.splits["test"], "weight": np.ones(7, np.float32)}
+        assert plain.loss_fn(params, batch)[0] == shifted.loss_fn(params, batch)[0]
+        got = shifted.loss_fn(params, batch, key)[0]
+        image = smnist.moved(jax.random.fold_in(key, 0), batch["image"].astype(np.float32), 2)
+        want = plain.loss_fn(params, batch | {"image": image}, key)[0]
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        assert got != plain.loss_fn(params, batch, key)[0]
+
+
 def test_every_task_has_a_hash_of_its_own(loads):
     found = {name: smnist.load(preset).sha256 for name, preset in smnist.PRESETS.items()}
     assert found["pixels"] == found.pop("pixels-refine")
@@ -316,6 +347,9 @@ WRONG = [
     ("--preset rows --permutation numpy-0", "--permutation: got numpy-0, expected none with --or"),
     ("--preset psmnist", "--preset: got 'psmnist', expected one of small, small-permuted, pixels"),
     ("--permutation-sha256 12", f"--permutation-sha256: got 12, expected {HASHES['small']}"),
+    ("--shift 1", "--shift: got 1, expected at most 0 with --order small"),
+    ("--preset rows --shift 28", "--shift: got 28, expected at most 27 with --order rows"),
+    ("--preset rows --shift -1", "--shift: got -1, expected an integer of at least 0"),
     ("--schedule linear", "--schedule: got 'linear', expected one of constant, cosine"),
     ("--cell gru --forget-bias chrono", "--forget-bias: got chrono:196, expected none with the ce"),
     ("--forget-bias chrono:1", "--forget-bias: got chrono:1, expected chrono:T with T >= 2"),
