@@ -274,7 +274,7 @@ def test_files_damaged_anywhere_never_end_in_a_trace(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("keras3.keras", "keras3.weights.h5", "tf_keras.h5"):
         whole = (FOLDER / name).read_bytes()
-        for _ in range(40):
+        for _ in range(20):
             content = bytearray(whole)
             start = int(rng.integers(len(content) // 4))
             content[start : start + 64] = rng.bytes(64)
