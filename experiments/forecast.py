@@ -20,7 +20,7 @@ linear RNN, which forecasts to 0.008 then instead of 0.0006 (mean RMSE of three 
 import contextlib
 import dataclasses
 import functools
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ from lstmjax.data import Dataset, sin
 from lstmjax.keeper import Keeper, save_every
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel
 from lstmjax.provenance import count_parameters
-from lstmjax.records import matching_row, params_sha256
+from lstmjax.records import Run, matching_row, params_sha256
 from lstmjax.variants import VARIANTS
 
 
@@ -187,6 +187,7 @@ def read_on(predict, params, state, value: jax.Array, steps: int) -> jax.Array:
 
 
 WAYS = {"window re-run": rerun_window, "state carried": carry_state}
+SHORT = {"window re-run": "window", "state carried": "carried"}  # in the names of metrics
 
 
 def question(windows: dict, steps: int):
@@ -194,6 +195,106 @@ def question(windows: dict, steps: int):
     known, t = windows["series"][-50:], windows["t"]
     future = t[-1] + (t[1] - t[0]) * np.arange(1, steps + 1)
     return known, future, np.sin(future), jnp.asarray(known[:, None], jnp.float32)
+
+
+def first_state(config: Config, windows: dict) -> train.TrainState:
+    """The train step's state before the first update."""
+    init_key, step_key = jax.random.split(jax.random.key(config.seed))
+    params = make_model(config).init(init_key, windows["x"][:1])["params"]
+    return train.init_state(params, make_optimiser(config), step_key)
+
+
+def make_diagnosis(config: Config, windows: dict) -> diagnose.Diagnosis:
+    looked_at = diagnose.spread_out(len(windows["x"]))
+    return diagnose.Diagnosis(
+        config.diagnose,
+        make_model(config),
+        losses.squared_error,
+        windows["x"][looked_at],
+        windows["y"][looked_at],
+        clip_norm=config.clip_norm,
+    )
+
+
+class Work(NamedTuple):
+    """What a run writes and counts beside its weights."""
+
+    folder: Run
+    mse: list
+    seen: train.Tally
+    clock: train.Clock
+    diagnosis: diagnose.Diagnosis
+
+    def parts(self) -> dict:
+        """What is saved with the weights, so that a run can go on."""
+        return {
+            "mse": self.mse,
+            "epoch": self.seen,
+            "seconds": self.clock.seconds,
+            "diagnosis": self.diagnosis,
+        }
+
+
+def learn(
+    config: Config,
+    windows: dict,
+    devices: list,
+    state: train.TrainState,
+    keeper: Keeper,
+    work: Work,
+) -> train.TrainState:
+    """Train to the last epoch from where the keeper stands."""
+    folder, mse, seen, clock, diagnosis = work
+    # One step for any number of devices; an epoch in one compiled call, on data that stays put.
+    step = train.make_train_step(
+        make_loss(make_model(config)),
+        make_optimiser(config),
+        axis_name=parallel.AXIS,
+        of_gradient=diagnosis.of_gradient,
+        on_nan=config.on_nan,
+    )
+    advance = parallel.runner(step, devices, clock)
+    advance = reproducible.checked(advance, config.deterministic)
+    data, size = parallel.place({n: windows[n] for n in "xy"}, devices), len(windows["x"])
+
+    done, hidden = keeper.epoch - 1, distributed.quiet()
+    bar = tqdm(total=config.epochs, initial=done, unit=" epochs", disable=hidden)
+    for epoch in keeper.epochs(config.epochs):
+        pieces = train.plan_epoch(
+            size, config.batch_size, seed=config.seed, epoch=epoch, multiple=len(devices)
+        )
+        for piece in parallel.ahead(keeper.left(pieces), devices):
+            state, metrics = advance(state, data, piece)
+            seen.add(keeper.checked(state, metrics))
+            keeper.after_piece(state)
+        metrics = seen.take()
+        means = losses.means(metrics)
+        mse.append(means.pop("loss"))
+        folder.log(int(state.step), epoch=epoch, train_mse=mse[-1], **means)
+        diagnosis.log(int(state.step), metrics)
+        bar.update()
+        bar.set_postfix(mse=f"{mse[-1]:.2e}")
+        keeper.after_epoch(state, last=epoch == config.epochs)
+    bar.close()
+    return state
+
+
+def forecast(config: Config, windows: dict, params, title: str, work: Work) -> dict:
+    """What the trained model says of the steps to come, both ways: drawn, and as numbers."""
+    folder, clock = work.folder, work.clock
+    known, future, truth, window = question(windows, config.steps)
+    model, forecasts, found = make_model(config), {}, {}
+    for label, way in WAYS.items():
+        run_way = jax.jit(lambda p, w, way=way: way(model, p, w, config.steps))
+        run_way = clock.compile(run_way, params, window)
+        with clock("eval"):
+            forecasts[label] = np.asarray(run_way(params, window), np.float64)
+        name = SHORT[label]
+        found[f"rmse_{name}"] = float(np.sqrt(np.mean((forecasts[label] - truth) ** 2)))
+        found[f"forecast_{name}"] = forecasts[label].tolist()
+    t = windows["t"][-50:]
+    folder.figure("forecast", plots.forecast(t, known, future, truth, forecasts, title))
+    return found
 
 
 def run(config: Config) -> None:
@@ -206,62 +307,17 @@ def run(config: Config) -> None:
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}")
     devices = parallel.use_devices(config.devices)
     clock = train.Clock()
-
-    model = make_model(config)
-    init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params = model.init(init_key, windows["x"][:1])["params"]
-    tx = make_optimiser(config)
-    distributed.check_same(data=dataset.sha256, weights=params_sha256(params))
-    state = train.init_state(params, tx, step_key)
-
-    looked_at = diagnose.spread_out(len(windows["x"]))
-    diagnosis = diagnose.Diagnosis(
-        config.diagnose,
-        model,
-        losses.squared_error,
-        windows["x"][looked_at],
-        windows["y"][looked_at],
-        clip_norm=config.clip_norm,
-    )
-    diagnosis.look("initialisation", params)
-
-    # One step for any number of devices; an epoch in one compiled call, on data that stays put.
-    step = train.make_train_step(
-        make_loss(model),
-        tx,
-        axis_name=parallel.AXIS,
-        of_gradient=diagnosis.of_gradient,
-        on_nan=config.on_nan,
-    )
-    advance = parallel.runner(step, devices, clock)
-    advance = reproducible.checked(advance, config.deterministic)
-    data, size = parallel.place({n: windows[n] for n in "xy"}, devices), len(windows["x"])
+    state = first_state(config, windows)
+    distributed.check_same(data=dataset.sha256, weights=params_sha256(state.params))
+    diagnosis = make_diagnosis(config, windows)
+    diagnosis.look("initialisation", state.params)
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(distributed.open_run("forecast", config))
-        mse, seen = [], train.Tally()
-        parts = {"mse": mse, "epoch": seen, "seconds": clock.seconds, "diagnosis": diagnosis}
-        keeper = stack.enter_context(Keeper(folder, config, parts))
+        work = Work(folder, [], train.Tally(), clock, diagnosis)
+        keeper = stack.enter_context(Keeper(folder, config, work.parts()))
         state = parallel.place(keeper.restored(state), devices)
-        hidden = distributed.quiet()
-        bar = tqdm(total=config.epochs, initial=keeper.epoch - 1, unit=" epochs", disable=hidden)
-        for epoch in keeper.epochs(config.epochs):
-            pieces = train.plan_epoch(
-                size, config.batch_size, seed=config.seed, epoch=epoch, multiple=len(devices)
-            )
-            for piece in parallel.ahead(keeper.left(pieces), devices):
-                state, metrics = advance(state, data, piece)
-                seen.add(keeper.checked(state, metrics))
-                keeper.after_piece(state)
-            metrics = seen.take()
-            means = losses.means(metrics)
-            mse.append(means.pop("loss"))
-            folder.log(int(state.step), epoch=epoch, train_mse=mse[-1], **means)
-            diagnosis.log(int(state.step), metrics)
-            bar.update()
-            bar.set_postfix(mse=f"{mse[-1]:.2e}")
-            keeper.after_epoch(state, last=epoch == config.epochs)
-        bar.close()
+        state = learn(config, windows, devices, state, keeper, work)
         if not distributed.is_main():
             return
 
@@ -269,34 +325,14 @@ def run(config: Config) -> None:
         params = jax.tree.map(np.asarray, state.params)
         checkpoint.save_params(folder.path / "params.safetensors", params)
         params = checkpoint.load_params(folder.path / "params.safetensors", params)
-
-        known, future, truth, window = question(windows, config.steps)
-        forecasts, t = {}, windows["t"]
-        for label, way in WAYS.items():
-            run_way = jax.jit(lambda p, w, way=way: way(model, p, w, config.steps))
-            run_way = clock.compile(run_way, params, window)
-            with clock("eval"):
-                forecasts[label] = np.asarray(run_way(params, window), np.float64)
-        errors = {label: f - truth for label, f in forecasts.items()}
-        rmse = {label: float(np.sqrt(np.mean(e**2))) for label, e in errors.items()}
-
-        title = f"{config.cell} on {dataset.title}"
-        epochs = np.arange(1, config.epochs + 1)
-        curve = {"training": (epochs, mse)}
         diagnosis.look("trained", params)
+        title = f"{config.cell} on {dataset.title}"
+        curve = {"training": (np.arange(1, config.epochs + 1), work.mse)}
         folder.figure("loss", plots.learning_curve(title, curve, "MSE", xlabel="epoch", logy=True))
-        folder.figure("forecast", plots.forecast(t[-50:], known, future, truth, forecasts, title))
+        found = {"train_mse": work.mse[-1], **forecast(config, windows, params, title, work)}
         folder.finish(
             dataset=dataset,
-            metrics={
-                "train_mse": mse[-1],
-                "rmse_window": rmse["window re-run"],
-                "rmse_carried": rmse["state carried"],
-                "forecast_window": forecasts["window re-run"].tolist(),
-                "forecast_carried": forecasts["state carried"].tolist(),
-                **diagnosis.finish(folder, title),
-                **keeper.numbers(),
-            },
+            metrics=found | diagnosis.finish(folder, title) | keeper.numbers(),
             seconds=clock.seconds,
             params_sha256=params_sha256(params),
             parameters=count_parameters(params),
@@ -306,8 +342,8 @@ def run(config: Config) -> None:
             row=matching_row(config, ROWS),
         )
     print(
-        f"RMSE over {config.steps} steps {rmse['window re-run']:.4f} (window re-run), "
-        f"{rmse['state carried']:.4f} (state carried) on {dataset.title}; record in {folder.path}"
+        f"RMSE over {config.steps} steps {found['rmse_window']:.4f} (window re-run), "
+        f"{found['rmse_carried']:.4f} (state carried) on {dataset.title}; record in {folder.path}"
     )
 
 
@@ -320,10 +356,7 @@ def run_lanes(config: Config, windows: dict, dataset: Dataset) -> None:
     clock, model = train.Clock(), make_model(config)
     loss_fn = lanes.first_device(make_loss(model))
 
-    def start(config):
-        init_key, step_key = jax.random.split(jax.random.key(config.seed))
-        params = model.init(init_key, windows["x"][:1])["params"]
-        return train.init_state(params, make_optimiser(config), step_key)
+    start = functools.partial(first_state, windows=windows)
 
     def make_step(config):
         return train.make_train_step(loss_fn, make_optimiser(config), on_nan=config.on_nan)
@@ -380,7 +413,7 @@ def forecast_lanes(config, windows, program, places, clock, found):
         with clock("eval"):
             forecasts = many.unstack(ask(*arguments), len(places)).astype(np.float64)
         errors[label] = forecasts - truth
-        name = "window" if way is rerun_window else "carried"
+        name = SHORT[label]
         for own, forecast, error in zip(found, forecasts, errors[label], strict=True):
             own[f"rmse_{name}"] = float(np.sqrt(np.mean(error**2)))
             own[f"forecast_{name}"] = forecast.tolist()

@@ -23,7 +23,7 @@ Without prepared data and without a network the reviews are generated ones, and 
 import contextlib
 import dataclasses
 import sys
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ from lstmjax.initializers import uniform
 from lstmjax.keeper import Keeper, save_every
 from lstmjax.lane_classifiers import Problem, Split, classify
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, gate_bias
-from lstmjax.records import matching_row, params_sha256, write_file
+from lstmjax.records import Run, matching_row, params_sha256, write_file
 from lstmjax.reviewer import Predict, predict
 from lstmjax.scores import Scores, finish
 from lstmjax.variants import VARIANTS
@@ -233,6 +233,97 @@ def load(config: Config) -> Dataset:
     ).first(config.limit)
 
 
+def make_diagnosis(config: Config, model: SequenceModel, dataset: Dataset) -> diagnose.Diagnosis:
+    few = {name: a[: diagnose.ROWS] for name, a in dataset.splits["train"].items()}
+    return diagnose.Diagnosis(
+        config.diagnose,
+        model,
+        lambda outputs, label: losses.binary_cross_entropy(outputs[:, 0], label),
+        few["ids"],
+        few["label"],
+        mask=few["ids"] != 0 if config.mask else None,
+        clip_norm=config.clip_norm,
+    )
+
+
+class Work(NamedTuple):
+    """What a run writes and counts beside its weights."""
+
+    folder: Run
+    scores: Scores
+    seen: train.Tally
+    clock: train.Clock
+    diagnosis: diagnose.Diagnosis
+
+    def parts(self) -> dict:
+        """What is saved with the weights, so that a run can go on."""
+        return {
+            "scores": self.scores.epochs,
+            "epoch": self.seen,
+            "seconds": self.clock.seconds,
+            "diagnosis": self.diagnosis,
+        }
+
+
+def learn(
+    config: Config,
+    model: SequenceModel,
+    dataset: Dataset,
+    devices: list,
+    state: train.TrainState,
+    keeper: Keeper,
+    work: Work,
+) -> train.TrainState:
+    """Train to the last epoch from where the keeper stands, and score."""
+    loss_fn, (folder, scores, seen, clock, diagnosis) = make_loss(model, config), work
+    # One step for any number of devices; many steps in one compiled call, on data that stays put.
+    step = train.make_train_step(
+        loss_fn,
+        make_optimiser(config),
+        axis_name=parallel.AXIS,
+        of_gradient=diagnosis.of_gradient,
+        on_nan=config.on_nan,
+    )
+    advance = parallel.runner(step, devices, clock)
+    advance = reproducible.checked(advance, config.deterministic)
+    evaluate = parallel.evaluator(lambda p, batch: loss_fn(p, batch)[1], devices, clock)
+    data = {name: dataset.splits["train"][name] for name in ("ids", "label")}
+    data, size = parallel.place(data, devices), len(data["label"])
+
+    done, hidden = (keeper.epoch - 1) * size, distributed.quiet()
+    bar = tqdm(total=config.epochs * size, initial=done, unit=" reviews", disable=hidden)
+    for epoch in keeper.epochs(config.epochs):
+        pieces = train.plan_epoch(
+            size,
+            config.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            multiple=len(devices),
+            drop_remainder=config.drop_remainder,
+        )
+        for piece in parallel.ahead(keeper.left(pieces), devices):
+            state, metrics = advance(state, data, piece)
+            metrics = keeper.checked(state, metrics)
+            now = losses.means(metrics)
+            folder.log(int(state.step), epoch=epoch, **now)
+            diagnosis.log(int(state.step), metrics)
+            bar.update(int(metrics["loss"][1].sum()))
+            bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
+            seen.add(metrics)
+            keeper.after_piece(state)
+        clock.end_epoch()
+        scores.add("train", int(state.step), epoch, losses.means(seen.take()))
+        splits = ["validation"] if config.validation_size else []
+        # The test split is scored once, after the last epoch, unless asked for.
+        splits += ["test"] if config.test_every_epoch or epoch == config.epochs else []
+        for split in splits:
+            means = evaluate(state.params, dataset.splits[split])
+            scores.add(split, int(state.step), epoch, means)
+        keeper.after_epoch(state, scores.last("validation"), last=epoch == config.epochs)
+    bar.close()
+    return state
+
+
 def run(config: Config) -> None:
     check(config)
     reproducible.ask(config.deterministic)
@@ -247,86 +338,28 @@ def run(config: Config) -> None:
     clock = train.Clock()
 
     model = make_model(config)
-    loss_fn = make_loss(model, config)
-    tx = make_optimiser(config)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     params = model.init(init_key, dataset.splits["train"]["ids"][:1])["params"]
     distributed.check_same(data=dataset.sha256, weights=params_sha256(params))
-    state = train.init_state(params, tx, step_key)
-    few = {name: a[: diagnose.ROWS] for name, a in dataset.splits["train"].items()}
-    diagnosis = diagnose.Diagnosis(
-        config.diagnose,
-        model,
-        lambda outputs, label: losses.binary_cross_entropy(outputs[:, 0], label),
-        few["ids"],
-        few["label"],
-        mask=few["ids"] != 0 if config.mask else None,
-        clip_norm=config.clip_norm,
-    )
+    state = train.init_state(params, make_optimiser(config), step_key)
+    diagnosis = make_diagnosis(config, model, dataset)
     diagnosis.look("initialisation", params)
-
-    # One step for any number of devices; many steps in one compiled call, on data that stays put.
-    step = train.make_train_step(
-        loss_fn,
-        tx,
-        axis_name=parallel.AXIS,
-        of_gradient=diagnosis.of_gradient,
-        on_nan=config.on_nan,
-    )
-    advance = parallel.runner(step, devices, clock)
-    advance = reproducible.checked(advance, config.deterministic)
-    evaluate = parallel.evaluator(lambda p, batch: loss_fn(p, batch)[1], devices, clock)
-    data = {name: dataset.splits["train"][name] for name in ("ids", "label")}
-    data = parallel.place(data, devices)
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(distributed.open_run("imdb", config))
-        scores, seen = Scores(folder), train.Tally()
-        parts = {"scores": scores.epochs, "epoch": seen, "seconds": clock.seconds}
-        keeper = stack.enter_context(Keeper(folder, config, parts | {"diagnosis": diagnosis}))
+        work = Work(folder, Scores(folder), train.Tally(), clock, diagnosis)
+        keeper = stack.enter_context(Keeper(folder, config, work.parts()))
         state = parallel.place(keeper.restored(state), devices)
-        done = (keeper.epoch - 1) * size
-        hidden = distributed.quiet()
-        bar = tqdm(total=config.epochs * size, initial=done, unit=" reviews", disable=hidden)
-        for epoch in keeper.epochs(config.epochs):
-            pieces = train.plan_epoch(
-                size,
-                config.batch_size,
-                seed=config.seed,
-                epoch=epoch,
-                multiple=len(devices),
-                drop_remainder=config.drop_remainder,
-            )
-            for piece in parallel.ahead(keeper.left(pieces), devices):
-                state, metrics = advance(state, data, piece)
-                metrics = keeper.checked(state, metrics)
-                now = losses.means(metrics)
-                folder.log(int(state.step), epoch=epoch, **now)
-                diagnosis.log(int(state.step), metrics)
-                bar.update(int(metrics["loss"][1].sum()))
-                bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
-                seen.add(metrics)
-                keeper.after_piece(state)
-            clock.end_epoch()
-            scores.add("train", int(state.step), epoch, losses.means(seen.take()))
-            splits = ["validation"] if config.validation_size else []
-            # The test split is scored once, after the last epoch, unless asked for.
-            splits += ["test"] if config.test_every_epoch or epoch == config.epochs else []
-            for split in splits:
-                means = evaluate(state.params, dataset.splits[split])
-                scores.add(split, int(state.step), epoch, means)
-            keeper.after_epoch(state, scores.last("validation"), last=epoch == config.epochs)
-        bar.close()
+        state = learn(config, model, dataset, devices, state, keeper, work)
         if not distributed.is_main():
             return
-
         write_file(folder.path / "vocabulary.txt", "\n".join(dataset.vocabulary).encode())
         title = f"{config.cell} on {dataset.title}"
         params = parallel.fetch(state.params)
         diagnosis.look("trained", params)
         finish(
             folder,
-            scores,
+            work.scores,
             params,
             title=title,
             dataset=dataset,

@@ -19,7 +19,8 @@ and draws both curves. Expect an MSE near 0.002 from update 300 on.
 
 import contextlib
 import dataclasses
-from typing import Literal
+import functools
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ from lstmjax.keeper import Keeper, save_every
 from lstmjax.lane_series import Series, learn
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, glorot, zeros
 from lstmjax.provenance import count_parameters
-from lstmjax.records import matching_row, params_sha256
+from lstmjax.records import Run, matching_row, params_sha256
 from lstmjax.variants import VARIANTS
 
 
@@ -253,6 +254,116 @@ def numbers(config: Config, curves: list) -> dict:
     return found | ({"mse_advanced": last[1]} if config.advance_twice else {})
 
 
+class Work(NamedTuple):
+    """What a run writes and counts beside its weights."""
+
+    folder: Run
+    mse: dict[str, list]  # of every update, by learner
+    frames: list  # (update, prediction) of the first window of a batch, to be drawn
+    clock: train.Clock
+    diagnosis: diagnose.Diagnosis
+
+    def parts(self) -> dict:
+        """What is saved with the weights, so that a run can go on."""
+        return {
+            "mse": self.mse,
+            "frames": self.frames,
+            "seconds": self.clock.seconds,
+            "diagnosis": self.diagnosis,
+        }
+
+
+def make_diagnosis(config: Config, data: dict) -> diagnose.Diagnosis:
+    # A few windows in a row: how far a gradient would reach if windows did not cut it off.
+    series = {name: np.concatenate(data[name][-5:], axis=1) for name in "xy"}
+    return diagnose.Diagnosis(
+        config.diagnose,
+        make_model(config),
+        losses.squared_error,
+        series["x"],
+        series["y"][:, -1],
+        clip_norm=config.clip_norm,
+    )
+
+
+def make_learners(
+    config: Config, data: dict, devices: list, clock: train.Clock, diagnosis: diagnose.Diagnosis
+) -> dict:
+    """By name: each ``learner``, one or two."""
+    learners = {"state carried": learner(config, data, devices, clock, False, diagnosis)}
+    if config.advance_twice:
+        before = data | windows_before(data)
+        learners["state advanced twice"] = learner(config, before, devices, clock, True)
+    return learners
+
+
+def train_learners(
+    config: Config,
+    data: dict,
+    learners: dict,
+    devices: list,
+    states: list,
+    keeper: Keeper,
+    work: Work,
+    live: plots.LivePlot | None,
+) -> list:
+    """Train to the last update from where the keeper stands, all learners on the same windows."""
+    count, rows = data["x"].shape[:2]
+    plan = train.plan_batches(np.arange(count * rows), rows, multiple=len(devices))
+    starts = range(0, count, config.frame_every)
+    pieces = [{n: a[k : k + config.frame_every] for n, a in plan.items()} for k in starts]
+    states = [place(state, devices, plan["rows"].shape[1]) for state in states]
+    model = make_model(config)
+    predict = jax.jit(lambda params, x, carry: model.apply({"params": params}, x, carry)[1])
+
+    done = starts[keeper.piece] if keeper.piece < len(starts) else count
+    hidden = distributed.quiet()
+    bar = tqdm(total=config.updates, initial=done, unit=" updates", disable=hidden)
+    for _ in keeper.epochs(1):  # one pass over the series
+        for start, piece in zip(starts[keeper.piece :], keeper.left(pieces), strict=True):
+            # What the model says of the next window, before it learns from it.
+            params, carry = parallel.local((states[0][0].params, states[0][1]))
+            first_row = jax.tree.map(lambda c: c[:1], carry)
+            said = predict(params, data["x"][start, :1], first_row)
+            work.frames.append((start, np.asarray(said)[0, :, 0]))
+            if live is not None:
+                live.show(work.frames[-1])
+            for number, (label, (_, advance)) in enumerate(learners.items()):
+                states[number], metrics = advance(states[number], piece)
+                metrics = keeper.checked(states[number], metrics)
+                added, counted = metrics["loss"]
+                work.mse[label].extend((added / np.maximum(counted, 1)).tolist())
+                for k in range(len(added) if number == 0 else 0):
+                    work.diagnosis.log(start + k, jax.tree.map(lambda m, k=k: m[k], metrics))
+            bar.update(len(piece["rows"]))
+            bar.set_postfix(mse=f"{work.mse['state carried'][-1]:.5f}")
+            keeper.after_piece(states)
+        keeper.after_epoch(states, last=True)
+    bar.close()
+    return states
+
+
+def draw_fit(axes, frame: tuple, *, data: dict, title: str) -> None:
+    """Draw what was predicted of a window over what it is."""
+    update, prediction = frame
+    plots.draw_sin_fit(axes, *known(data, update), prediction, title, update)
+
+
+def known(data: dict, update: int) -> tuple:
+    """Time and target of an update's first window."""
+    return data["t"][update, 0], data["y"][update, 0, :, 0]
+
+
+def report(config: Config, data: dict, title: str, work: Work) -> None:
+    """The log of all updates, and the figures."""
+    for update, value in enumerate(work.mse["state carried"]):
+        work.folder.log(update, mse=value, **work.diagnosis.norms.get(update, {}))
+    curves = {label: (np.arange(len(values)), values) for label, values in work.mse.items()}
+    work.folder.figure("loss", plots.learning_curve(title, curves, "MSE", logy=True))
+    update, prediction = work.frames[-1]
+    work.folder.figure("fit", plots.sin_fit(*known(data, update), prediction, title, update))
+
+
 def run(config: Config) -> None:
     check(config)
     reproducible.ask(config.deterministic)
@@ -264,93 +375,35 @@ def run(config: Config) -> None:
         return run_lanes(config, data, dataset)
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}")
     devices = parallel.use_devices(config.devices)
-    clock = train.Clock()
-    title, frames = f"cos from sin, {dataset.title}", []
-    # A few windows in a row: how far a gradient would reach if windows did not cut it off.
-    series = {name: np.concatenate(data[name][-5:], axis=1) for name in "xy"}
-    diagnosis = diagnose.Diagnosis(
-        config.diagnose,
-        make_model(config),
-        losses.squared_error,
-        series["x"],
-        series["y"][:, -1],
-        clip_norm=config.clip_norm,
-    )
-
-    def draw(axes, frame):
-        update, prediction = frame
-        plots.draw_sin_fit(axes, *known(update), prediction, title, update)
-
-    def known(update):  # time and target of the first window
-        return data["t"][update, 0], data["y"][update, 0, :, 0]
-
-    learners = {"state carried": learner(config, data, devices, clock, False, diagnosis)}
-    if config.advance_twice:
-        before = data | windows_before(data)
-        learners["state advanced twice"] = learner(config, before, devices, clock, True)
+    clock, diagnosis = train.Clock(), make_diagnosis(config, data)
+    learners = make_learners(config, data, devices, clock, diagnosis)
     states = [state for state, _ in learners.values()]
-    weights = params_sha256(states[0][0].params)
-    distributed.check_same(data=dataset.sha256, weights=weights)
-    diagnosis.look("initialisation", states[0][0].params)
-    model = make_model(config)
-    predict = jax.jit(lambda params, x, carry: model.apply({"params": params}, x, carry)[1])
+    params, rows = states[0][0].params, data["x"].shape[1]
+    distributed.check_same(data=dataset.sha256, weights=params_sha256(params))
+    diagnosis.look("initialisation", params)
 
-    count, rows = data["x"].shape[:2]
-    plan = train.plan_batches(np.arange(count * rows), rows, multiple=len(devices))
-    starts = range(0, count, config.frame_every)
-    pieces = [{n: a[k : k + config.frame_every] for n, a in plan.items()} for k in starts]
+    title = f"cos from sin, {dataset.title}"
+    draw = functools.partial(draw_fit, data=data, title=title)
+    live = plots.LivePlot(draw) if config.live and distributed.is_main() else None
 
     def pack(states):  # without the rows that only fill up a batch
         return [(s, jax.tree.map(lambda c: c[:rows], carry)) for s, carry in states]
 
-    live = plots.LivePlot(draw) if config.live and distributed.is_main() else None
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(distributed.open_run("sin", config))
-        mse = {label: [] for label in learners}
-        parts = {"mse": mse, "frames": frames, "seconds": clock.seconds, "diagnosis": diagnosis}
-        keeper = stack.enter_context(Keeper(folder, config, parts, pack=pack))
-        width = plan["rows"].shape[1]
-        states = [place(state, devices, width) for state in keeper.restored(states)]
-        done = starts[keeper.piece] if keeper.piece < len(starts) else count
-        hidden = distributed.quiet()
-        bar = tqdm(total=config.updates, initial=done, unit=" updates", disable=hidden)
-        for _ in keeper.epochs(1):  # one pass over the series
-            for start, piece in zip(starts[keeper.piece :], keeper.left(pieces), strict=True):
-                # What the model says of the next window, before it learns from it.
-                params, carry = parallel.local((states[0][0].params, states[0][1]))
-                first_row = jax.tree.map(lambda c: c[:1], carry)
-                said = predict(params, data["x"][start, :1], first_row)
-                frames.append((start, np.asarray(said)[0, :, 0]))
-                if live is not None:
-                    live.show(frames[-1])
-                for number, (label, (_, advance)) in enumerate(learners.items()):
-                    states[number], metrics = advance(states[number], piece)
-                    metrics = keeper.checked(states[number], metrics)
-                    added, counted = metrics["loss"]
-                    mse[label].extend((added / np.maximum(counted, 1)).tolist())
-                    for k in range(len(added) if number == 0 else 0):
-                        diagnosis.log(start + k, jax.tree.map(lambda m, k=k: m[k], metrics))
-                bar.update(len(piece["rows"]))
-                bar.set_postfix(mse=f"{mse['state carried'][-1]:.5f}")
-                keeper.after_piece(states)
-            keeper.after_epoch(states, last=True)
-        bar.close()
+        work = Work(folder, {label: [] for label in learners}, [], clock, diagnosis)
+        keeper = stack.enter_context(Keeper(folder, config, work.parts(), pack=pack))
+        states = keeper.restored(states)
+        states = train_learners(config, data, learners, devices, states, keeper, work, live)
         if not distributed.is_main():
             return
         params = jax.tree.map(np.asarray, states[0][0].params)
         diagnosis.look("trained", params)
-
-        curves = {label: (np.arange(len(values)), values) for label, values in mse.items()}
-        metrics = numbers(config, list(mse.values()))
-        for update, value in enumerate(mse["state carried"]):
-            folder.log(update, mse=value, **diagnosis.norms.get(update, {}))
-
-        folder.figure("loss", plots.learning_curve(title, curves, "MSE", logy=True))
-        update, prediction = frames[-1]
-        folder.figure("fit", plots.sin_fit(*known(update), prediction, title, update))
-        metrics |= diagnosis.finish(folder, f"{config.cell}, {title}") | keeper.numbers()
-        plots.save_animation(frames, folder.path / "fit.gif", draw)
+        report(config, data, title, work)
+        plots.save_animation(work.frames, folder.path / "fit.gif", draw)
         checkpoint.save_params(folder.path / "params.safetensors", params)
+        metrics = numbers(config, list(work.mse.values())) | keeper.numbers()
+        metrics |= diagnosis.finish(folder, f"{config.cell}, {title}")
         folder.finish(
             dataset=dataset,
             metrics=metrics,
