@@ -21,9 +21,9 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 _MARKERS = ("o", "s", "^", "D")
 _INK, _GRID = "#222222", "#E3E3E3"
 _TITLES = {
-    "init": ("Initial laws of frameworks", "band: the program as it is"),
-    "variants": ("Variants of the LSTM", "band: the LSTM"),
-    "dropout": ("Kinds of dropout", "bands: none"),
+    "init": "Initial laws of frameworks, against the program as it is",
+    "variants": "Variants of the LSTM, against the LSTM",
+    "dropout": "Kinds of dropout, against none",
 }
 
 
@@ -34,15 +34,17 @@ class Panel(NamedTuple):
       title: of the task.
       xlabel: the number, with its unit where it has one.
       series: by the series' label, by name [S] values over seeds; a name may be in several.
-      reference: the name whose intervals are drawn as bands.
+      reference: the name whose intervals are drawn as bands, or None.
+      line: where "no difference" is, or None.
       logarithm: whether the axis is logarithmic, and means and intervals are of logarithms.
     """
 
     title: str
     xlabel: str
     series: Mapping[str, Mapping[str, ArrayLike]]
-    reference: str
+    reference: str | None
     logarithm: bool = False
+    line: float | None = None
 
     @property
     def names(self) -> list[str]:
@@ -53,21 +55,37 @@ class Panel(NamedTuple):
 def study(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure:
     """The figure of a study's record: a panel for each task, what differs in kind as series.
 
+    Shown is each cell's difference from its task's reference (the quotient, of numbers that are
+    compared as ratios), seed by seed: a seed's hold-out moves all cells of a task alike, and by
+    more than most changes do. The reference's own mean stands in the panel's title.
+
     Args:
       config, metrics: of the record (see what_matters_tables.py).
     """
     name, panels = config["study"], []
     for task, names in tables.cells_of({"config": config}).items():
-        reference = config["references"][task]
-        series = {
-            title: _values(name, metrics, task, own, number)
-            for title, own, number in _kinds(name, names, reference)
-        }
-        spec, band = tables.TASKS[task], tables.label(name, reference)
+        spec, reference = tables.TASKS[task], config["references"][task]
+        series, means = {}, []
+        for title, own, number in _kinds(name, names, reference):
+            base = tables.values(metrics, f"{task}/{reference}", number)
+            if base is None:  # it diverged
+                continue
+            found = {n: tables.values(metrics, f"{task}/{n}", number) for n in own}
+            series[title] = {
+                tables.label(name, n): v / base if spec.ratio else v - base
+                for n, v in found.items()
+                if v is not None and n != reference
+            }
+            mean = np.exp(np.mean(np.log(base))) if spec.ratio else np.mean(base)
+            means.append(f"{mean:{spec.form}}")
         if any(series.values()):  # not all cells of the task diverged
-            panels.append(Panel(spec.title, spec.label, series, band, spec.ratio))
-    title, band = _TITLES[name]
-    return dots(f"{title}: means of {config['seeds']} seeds, 95 % intervals; {band}", panels)
+            means = " and ".join(dict.fromkeys(means))
+            title = f"{spec.title} ({tables.label(name, reference)}: {means})"
+            said = "{}, times that of {}" if spec.ratio else "{}, minus that of {}"
+            xlabel = said.format(spec.label, tables.label(name, reference))
+            line = 1.0 if spec.ratio else 0.0
+            panels.append(Panel(title, xlabel, series, None, spec.ratio, line))
+    return dots(f"{_TITLES[name]}: means of {config['seeds']} seeds, 95 % intervals", panels)
 
 
 def _kinds(study: str, names: Sequence[str], reference: str) -> list[tuple]:
@@ -83,13 +101,6 @@ def _kinds(study: str, names: Sequence[str], reference: str) -> list[tuple]:
     found = ("its own forget bias", laws), ("a forget bias of 1", ones)
     found = [(f"initial law with {what}", own, None) for what, own in found]
     return [*found, ("forget bias alone", alone, None)]
-
-
-def _values(
-    study: str, metrics: Mapping[str, Any], task: str, names: Sequence[str], number: str | None
-) -> dict[str, np.ndarray]:
-    found = {name: tables.values(metrics, f"{task}/{name}", number) for name in names}
-    return {tables.label(study, name): v for name, v in found.items() if v is not None}
 
 
 def dots(title: str, panels: Sequence[Panel]) -> Figure:
@@ -184,6 +195,8 @@ def _dress(axes: Axes, panel: Panel) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(4))
+    if panel.line is not None:
+        axes.axvline(panel.line, color=_INK, linewidth=0.8, zorder=1)
     axes.set_xlabel(panel.xlabel, fontsize="small")
     axes.set_title(panel.title, loc="left", fontsize="small", color=_INK)
     axes.grid(color=_GRID, linewidth=0.8)

@@ -219,26 +219,44 @@ def test_figure_has_dots_intervals_and_the_references_band():
         what_matters_plots.dots("title", [Panel("first", "accuracy", {"one": {}}, "a")])
 
 
-def test_figure_of_a_record():
+def test_figure_of_a_record_shows_differences_seed_by_seed():
     left, right = what_matters_plots.study(CONFIG, METRICS).axes
     shown = [label.get_text() for label in left.get_yticklabels()]
     assert shown == [
-        "keras", "torch", "flax", "torch, forget bias 1", "flax, forget bias 1",
-        "keras, forget bias 0",
+        "torch", "flax", "torch, forget bias 1", "flax, forget bias 1", "keras, forget bias 0",
     ]  # fmt: skip
-    np.testing.assert_array_equal(
-        left.lines[4 * 4].get_xdata(), METRICS["imdb/flax-1/validation_accuracy"]
-    )
+    own, base = (np.array(METRICS[f"imdb/{n}/validation_accuracy"]) for n in ("flax-1", "keras"))
+    np.testing.assert_allclose(left.lines[4 * 3].get_xdata(), own - base, rtol=1e-12)
+    middle, half = interval_of(own - base)
+    segment = left.collections[3].get_segments()[0]
+    np.testing.assert_allclose(segment, [[middle - half, 3], [middle + half, 3]])
+    assert left.get_title("left") == f"IMDB reviews (keras: {base.mean():.4f})"
     assert (left.get_xscale(), right.get_xscale()) == ("linear", "log")
+    assert [axes.lines[-1].get_xdata()[0] for axes in (left, right)] == [0, 1]
+    ours, torch = (METRICS[f"adding/{n}/updates_to_solve"] for n in ("lstmjax", "torch"))
+    np.testing.assert_allclose(right.lines[0].get_xdata(), np.divide(torch, ours), rtol=1e-12)
+    assert f"({np.exp(np.mean(np.log(ours))):,.0f}" in right.get_title("left").replace(": ", "(")
+
+
+def test_figure_of_dropout_has_the_last_and_the_best_epoch():
     runs = {f"imdb/{n}": RUNS["imdb/keras"] for n in ("none", "zoneout-0.1")}
     metrics = {f"imdb/{n}/{best}validation_accuracy": RNG.uniform(size=4).tolist()
                for n in ("none", "zoneout-0.1") for best in ("", "best_")}  # fmt: skip
     config = CONFIG | {"study": "dropout", "runs": runs, "references": {"imdb": "none"}}
     (axes,) = (figure := what_matters_plots.study(config, metrics)).axes
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["last epoch", "best epoch"] and len(axes.patches) == 2
-    last, best = axes.lines[4], axes.lines[4 * 3]  # zoneout's seeds
+    assert names == ["last epoch", "best epoch"] and not axes.patches
+    last, best = axes.lines[0], axes.lines[4]  # zoneout's seeds
     np.testing.assert_allclose(best.get_ydata() - last.get_ydata(), 0.36)
-    np.testing.assert_array_equal(
-        best.get_xdata(), metrics["imdb/zoneout-0.1/best_validation_accuracy"]
-    )
+    for line, which in ((last, ""), (best, "best_")):
+        own, base = (
+            np.array(metrics[f"imdb/{n}/{which}validation_accuracy"])
+            for n in ("zoneout-0.1", "none")
+        )
+        np.testing.assert_allclose(line.get_xdata(), own - base, rtol=1e-12)
+
+
+def test_a_task_whose_reference_diverged_is_not_drawn():
+    metrics = {k: v for k, v in METRICS.items() if not k.startswith("imdb/keras/")}
+    (axes,) = what_matters_plots.study(CONFIG, metrics).axes
+    assert axes.get_title("left").startswith("adding problem")
