@@ -80,9 +80,8 @@ def study(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure:
             means.append(f"{mean:{spec.form}}")
         if any(series.values()):  # not all cells of the task diverged
             means = " and ".join(dict.fromkeys(means))
-            title = f"{spec.title} ({tables.label(name, reference)}: {means})"
-            said = "{}, times that of {}" if spec.ratio else "{}, minus that of {}"
-            xlabel = said.format(spec.label, tables.label(name, reference))
+            title = f"{spec.title}; {reference}: {means}"
+            xlabel = f"{spec.label}, {'quotient' if spec.ratio else 'difference'}"
             line = 1.0 if spec.ratio else 0.0
             panels.append(Panel(title, xlabel, series, None, spec.ratio, line))
     return dots(f"{_TITLES[name]}: means of {config['seeds']} seeds, 95 % intervals", panels)
@@ -122,7 +121,9 @@ def dots(title: str, panels: Sequence[Panel]) -> Figure:
     across = min(len(panels), 2)
     rows = [panels[n : n + across] for n in range(0, len(panels), across)]
     heights = [max(len(panel.names) for panel in row) + 3 for row in rows]
-    figure = Figure(figsize=(7, 0.9 + 0.23 * sum(heights)), dpi=120, layout="constrained")
+    figure = Figure(
+        figsize=(7 + 1.5 * (across - 1), 0.9 + 0.23 * sum(heights)), dpi=120, layout="constrained"
+    )
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), across, squeeze=False, height_ratios=heights).ravel()
     for axes in grid[len(panels) :]:
@@ -187,10 +188,10 @@ def _dress(axes: Axes, panel: Panel) -> None:
             axes.set_xlim(low - room, high + room)
     if panel.logarithm:
         axes.set_xscale("log")
-        wide = seeds.size and seeds.max() > 9 * seeds.min()
-        axes.xaxis.set_major_locator(
-            LogLocator(subs=(1, 3), numticks=6) if wide else MaxNLocator(3)
-        )
+        spread = seeds.max() / seeds.min() if seeds.size else 1.0
+        subs = (1,) if spread > 300 else (1, 3)
+        wide = LogLocator(subs=subs, numticks=6)
+        axes.xaxis.set_major_locator(wide if spread > 9 else MaxNLocator(3))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:

@@ -206,8 +206,9 @@ def mean_text(task: Task, mean: float, half: float, form: str | None = None) -> 
     """`0.8312 ± 0.0040`, or `0.0051 (0.004 to 0.0065)` where numbers are compared as ratios."""
     form = form or task.form
     if task.ratio:
-        low, middle, high = np.exp([mean - half, mean, mean + half])
-        return f"{middle:{form}} ({low:{form}} to {high:{form}})"
+        edges = np.exp([mean, mean - half, mean + half])
+        middle, low, high = (f"{edge:{form}}".rstrip(".") for edge in edges)  # "16.", of #.2g
+        return f"{middle} ({low} to {high})"
     return f"{mean:{form}} ± {half:{form}}"
 
 
@@ -261,7 +262,7 @@ def table(record: Mapping[str, Any], task: str) -> tuple[list[str], list[list[st
                 mean_text(spec, found.mean, found.half),
                 "–" if cell == reference else difference,
                 *_MORE[task][1](metrics, cell, reference),
-                f"{metrics[f'{cell}/train_seconds']:.0f}",
+                f"{metrics[f'{cell}/train_seconds']:.3g}",
             ]
         lines.append([label(config["study"], name), *words])
     return head, lines

@@ -86,7 +86,7 @@ def test_tables_show_the_numbers():
             difference = (0, 0) if name == "keras" else interval_of(own - base)
             want.append("–" if name == "keras" else "{:+.4f} ± {:.4f}".format(*difference))
         mean, half = interval_of(METRICS[f"imdb/{name}/test_accuracy"])
-        assert by_name[name] == [*want, "2.2", f"{mean:.4f} ± {half:.4f}", "62"]
+        assert by_name[name] == [*want, "2.2", f"{mean:.4f} ± {half:.4f}", "61.7"]
     assert by_name["haiku"] == ["diverged: seed2-17 is not finite", *"––––––"]
 
     _, (first, second) = texts.table(RECORD, "adding")
@@ -177,6 +177,11 @@ def test_section_of_benchmarks():
     assert "\n".join(rows) in text
 
 
+def test_no_point_is_left_at_the_end_of_a_number():
+    got = texts.mean_text(texts.TASKS["sin"], np.log(1.3), np.log(12.0))
+    assert got == "1.3 (0.11 to 16)"
+
+
 def test_words_for_names():
     assert texts.label("init", "torch-1") == "torch, forget bias 1"
     assert texts.label("init", "nnx_fused") == "nnx_fused"
@@ -230,12 +235,14 @@ def test_figure_of_a_record_shows_differences_seed_by_seed():
     middle, half = interval_of(own - base)
     segment = left.collections[3].get_segments()[0]
     np.testing.assert_allclose(segment, [[middle - half, 3], [middle + half, 3]])
-    assert left.get_title("left") == f"IMDB reviews (keras: {base.mean():.4f})"
+    assert left.get_title("left") == f"IMDB reviews; keras: {base.mean():.4f}"
     assert (left.get_xscale(), right.get_xscale()) == ("linear", "log")
     assert [axes.lines[-1].get_xdata()[0] for axes in (left, right)] == [0, 1]
     ours, torch = (METRICS[f"adding/{n}/updates_to_solve"] for n in ("lstmjax", "torch"))
     np.testing.assert_allclose(right.lines[0].get_xdata(), np.divide(torch, ours), rtol=1e-12)
-    assert f"({np.exp(np.mean(np.log(ours))):,.0f}" in right.get_title("left").replace(": ", "(")
+    assert right.get_title("left").endswith(f"; lstmjax: {np.exp(np.mean(np.log(ours))):,.0f}")
+    assert left.get_xlabel() == "validation accuracy, difference"
+    assert right.get_xlabel() == "updates to solve it, quotient"
 
 
 def test_figure_of_dropout_has_the_last_and_the_best_epoch():
