@@ -1,5 +1,7 @@
 """What is said and drawn of studies: the numbers of made-up records, against NumPy and SciPy."""
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -267,3 +269,14 @@ def test_a_task_whose_reference_diverged_is_not_drawn():
     metrics = {k: v for k, v in METRICS.items() if not k.startswith("imdb/keras/")}
     (axes,) = what_matters_plots.study(CONFIG, metrics).axes
     assert axes.get_title("left").startswith("adding problem")
+
+
+def test_the_page_says_what_the_tables_say():
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "what-matters.md").read_text(encoding="utf-8")
+    tables = (root / "BENCHMARKS.md").read_text(encoding="utf-8")
+    tables = tables[tables.index("\n## what matters") :]
+    said = re.findall(r"[-+×]? ?\d+\.\d{2,4}(?: ± \d+\.\d{4})?", page)
+    assert len(said) > 5
+    for number in said:
+        assert number.strip() in tables, number
