@@ -207,7 +207,7 @@ def test_first_losses_of_a_record(record):
 )
 def test_older_records_have_other_numbers_to_offer(name, expected):
     record = committed(name)
-    assert "first_steps" not in record
+    del record["first_steps"]  # those that were made before it was kept
     found = verify.losses(record)
     assert list(found) == expected
     metrics = record["metrics"]
