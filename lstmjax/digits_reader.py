@@ -34,6 +34,8 @@ SHOWN = 0.005  # the second and third digit are said from this probability on
 
 @dataclasses.dataclass(frozen=True)
 class PredictDigits:
+    """What can be asked of a run of mnist.py or smnist.py on the command line."""
+
     images: tyro.conf.Positional[tuple[str, ...]] = ()
     """Images, PNG or idx; - reads one file from standard input."""
     run: str | None = None

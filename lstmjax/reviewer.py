@@ -20,6 +20,8 @@ MOST_TOKENS = 100_000  # of a review; a run with more of them would take minutes
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
+    """What can be asked of a run of experiments/imdb.py on the command line."""
+
     text: tyro.conf.Positional[str] = ""
     """The review, in quotes; - reads it from standard input."""
     run: str | None = None

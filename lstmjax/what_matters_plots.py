@@ -34,7 +34,6 @@ class Panel(NamedTuple):
       title: of the task.
       xlabel: the number, with its unit where it has one.
       series: by the series' label, by name [S] values over seeds; a name may be in several.
-      reference: the name whose intervals are drawn as bands, or None.
       line: where "no difference" is, or None.
       logarithm: whether the axis is logarithmic, and means and intervals are of logarithms.
     """
@@ -42,7 +41,6 @@ class Panel(NamedTuple):
     title: str
     xlabel: str
     series: Mapping[str, Mapping[str, ArrayLike]]
-    reference: str | None
     logarithm: bool = False
     line: float | None = None
 
@@ -83,7 +81,7 @@ def study(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure:
             title = f"{spec.title}; {reference}: {means}"
             xlabel = f"{spec.label}, {'quotient' if spec.ratio else 'difference'}"
             line = 1.0 if spec.ratio else 0.0
-            panels.append(Panel(title, xlabel, series, None, spec.ratio, line))
+            panels.append(Panel(title, xlabel, series, spec.ratio, line))
     return dots(f"{_TITLES[name]}: means of {config['seeds']} seeds, 95 % intervals", panels)
 
 
@@ -152,7 +150,7 @@ def _aside(panel: Panel, label: str) -> float:
 
 
 def _draw(axes: Axes, panel: Panel, number: int, found: Mapping[str, ArrayLike], aside: float):
-    """One series: the reference's band, seeds, means and intervals; what the legend shows."""
+    """One series: seeds, means and intervals; what the legend shows."""
     colour, marker = _COLOURS[number % len(_COLOURS)], _MARKERS[number % len(_MARKERS)]
     handle = None
     for name, values in found.items():
@@ -161,8 +159,6 @@ def _draw(axes: Axes, panel: Panel, number: int, found: Mapping[str, ArrayLike],
         mean, half = interval(np.log(values) if panel.logarithm else values)
         edges = np.array([mean - half, mean, mean + half])
         low, middle, high = np.exp(edges) if panel.logarithm else edges
-        if name == panel.reference:
-            axes.axvspan(low, high, color=colour, alpha=0.13, linewidth=0)
         axes.plot(values, np.full(len(values), y), ".", color=colour, ms=4, alpha=0.4)
         width = [[middle - low], [high - middle]]
         handle = axes.errorbar(

@@ -33,6 +33,8 @@ MOST_FEATURES = 2**20  # of a word; words that go straight into the gates have n
 
 @dataclasses.dataclass(frozen=True)
 class Predict:
+    """What can be asked of a run of experiments/reviews.py on the command line."""
+
     text: tyro.conf.Positional[str] = ""
     """The review, in quotes; - reads it from standard input."""
     run: str | None = None

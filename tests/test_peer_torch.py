@@ -12,11 +12,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import peer_runs
 import problems
 import pytest
 
 from lstmjax import interop, tables
-from lstmjax.data.dataset import make_dataset
 from lstmjax.records import RunError, validate
 from lstmjax.train import Clock
 
@@ -272,55 +272,12 @@ def test_means_weigh_every_example_alike(programs):
     assert found == {"loss": pytest.approx(3.0), "accuracy": pytest.approx(4 / 6)}
 
 
-def examples(count, field, shape, high):
-    random = np.random.default_rng(count)
-    drawn = random.integers(0, high, (count, *shape))
-    dtype = np.uint8 if field == "image" else np.int32
-    label = random.integers(0, 10 if field == "image" else 2, count).astype(np.int32)
-    return {field: drawn.astype(dtype), "label": label}
-
-
-@pytest.mark.parametrize("row", ["imdb-tf2", "imdb-tf2-source", "mnist-tf1", "mnist-corrected"])
+@pytest.mark.parametrize("row", peer_runs.ROWS)
 def test_scores_are_those_that_the_tables_show(row, modules, monkeypatch):
     peers, programs = modules
-    field, shape, high = ("ids", (80,), 10_000) if "imdb" in row else ("image", (28, 28), 256)
-    asked = {}
-
-    def load(source, **options):
-        asked.update(options, source=source)
-        sizes = {"train": 130, "validation": options.get("validation_size", 9) and 9, "test": 21}
-        splits = {name: examples(size, field, shape, high) for name, size in sizes.items()}
-        return make_dataset("small", "offline", splits)
-
-    def spy(problem, *arguments, fit_and_score=programs.fit_and_score):
-        asked["loss"] = problem.loss
-        return fit_and_score(problem, *arguments)
-
-    monkeypatch.setattr(programs, "fit_and_score", spy)
-    monkeypatch.setattr(getattr(programs.peer_tasks, row.partition("-")[0]), "load", load)
-    clock = Clock()
     config = peers.Config(row, "torch", seed=6, data="offline")
-    dataset, metrics = programs.PROGRAMS[row](config, clock)
-    epochs = 4 if "imdb" in row else 10
-    every = row in ("imdb-tf2-source", "mnist-tf1")
-    for key, _, _ in tables.ROWS[row].metrics:
-        assert key in metrics
-    assert len(metrics["test_accuracy_epochs"]) == (epochs if every else 1)
-    assert len(metrics["train_loss_epochs"]) == epochs
-    assert ("validation_accuracy" in metrics) == (row != "imdb-tf2-source")
-    trained_on = 128 if "imdb" in row else 130
-    for split, count in (("test", 21), ("validation", 9), ("train", trained_on)):
-        found = count * np.asarray(metrics.get(f"{split}_accuracy_epochs", 0.0))
-        np.testing.assert_allclose(found, np.round(found), atol=1e-4)  # each example counts once
-    assert (asked.pop("loss") is programs.double_softmax) == (row == "mnist-tf1")
-    expected = {"source": "offline"}
-    if "imdb" in row:
-        expected |= {"seed": 6, "validation_size": 0 if row == "imdb-tf2-source" else 2500}
-    assert asked == expected and dataset.name == "small"
-    after_each = clock.seconds.pop("train_epochs")
-    assert after_each == sorted(set(after_each)) and len(after_each) == epochs
-    assert after_each[-1] == clock.seconds["train"]
-    assert all(value > 0 for value in clock.seconds.values())
+    counted = {"test": 21, "validation": 9, "train": 128 if "imdb" in row else 130}
+    peer_runs.check_scores(programs, config, monkeypatch, counted)
 
 
 def test_a_look_leaves_what_the_tables_refuse(tmp_path):
