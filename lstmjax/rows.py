@@ -88,7 +88,13 @@ _CHOSEN = (
     ("best_epoch", "best epoch", ".0f"),
 )
 _BEST = "Tested once, with the weights of the epoch that is best on 5,000 validation images."
-_PERMUTED = "permuted MNIST, 784 pixels in the order {}, LSTM(128), 20 epochs"
+_LOOKED = (
+    f"{_BEST} Step size and forget bias are those of 1e-3 to 8e-3, and of 1 and chrono, that were "
+    "furthest on validation after two to four epochs of one seed"
+)
+_FOUND = f"{_LOOKED}."
+_FOUND_SMALL = f"{_LOOKED} of the 196 steps."
+_PERMUTED = "permuted MNIST, 784 pixels in the order {}, LSTM(128) with zoneout, 20 epochs"
 _HELD_OUT = (
     _ACCURACY,
     ("validation_accuracy", "validation accuracy of each hold-out", ".4f"),
@@ -134,23 +140,27 @@ TASKS = {
         "MNIST pixel by pixel, 14 × 14, LSTM(128), 20 epochs", "no paper's", _CHOSEN, _BEST
     ),
     "smnist-small-permuted": Row(
-        "the same in the order numpy-92916", "no paper's", _CHOSEN, _BEST
+        "the same in the order numpy-92916, with zoneout", "no paper's", _CHOSEN, _FOUND
     ),
     "smnist-pixels": Row(
         "MNIST pixel by pixel, 784 pixels, LSTM(128), 20 epochs", "Le et al. (2015)", _CHOSEN,
-        _BEST, _PIXELS,
+        _FOUND, _PIXELS,
     ),
     "smnist-numpy-92916": Row(
-        _PERMUTED.format("numpy-92916"), "expRNN (Lezcano-Casado, 2019)", _CHOSEN, _BEST, _ORDERS,
+        _PERMUTED.format("numpy-92916"), "expRNN (Lezcano-Casado, 2019)", _CHOSEN, _FOUND_SMALL,
+        _ORDERS,
     ),
     "smnist-torch-12008": Row(
-        _PERMUTED.format("torch-12008"), "coRNN (Rusch & Mishra, 2021)", _CHOSEN, _BEST, _ORDERS,
+        _PERMUTED.format("torch-12008"), "coRNN (Rusch & Mishra, 2021)", _CHOSEN, _FOUND_SMALL,
+        _ORDERS,
     ),
     "smnist-numpy-0": Row(
-        _PERMUTED.format("numpy-0"), "LMU (Voelker et al., 2019)", _CHOSEN, _BEST, _ORDERS,
+        _PERMUTED.format("numpy-0"), "LMU (Voelker et al., 2019)", _CHOSEN, _FOUND_SMALL,
+        _ORDERS,
     ),
     "smnist-bit-reversal": Row(
-        _PERMUTED.format("bit-reversal"), "S4 (Gu et al., 2022)", _CHOSEN, _BEST, _ORDERS,
+        _PERMUTED.format("bit-reversal"), "S4 (Gu et al., 2022)", _CHOSEN, _FOUND_SMALL,
+        _ORDERS,
     ),
     "smnist-rows": Row(
         "MNIST by rows, LSTM(128), 40 epochs, images moved by up to a pixel",
