@@ -419,11 +419,14 @@ def matching_row(config: Any, rows: Mapping[str, Any]) -> str | None:
     Args:
       config: a dataclass.
       rows: each row's configuration, of the same class; settings that do not change a program's
-        numbers (`seed`, `out`, `devices`, `keep` …) do not make another row.
+        numbers (`seed`, `out`, `devices`, `keep` …) do not make another row, and neither does
+        `data`, where the row takes what it can get and the real data is insisted on.
     """
     free = {n: getattr(config, n) for n in _FREE + _MEETING if hasattr(config, n)}
+    insists = getattr(config, "data", None) == "tfds"
     for row, settings in rows.items():
-        if dataclasses.replace(settings, **free) == config:
+        real = {"data": "tfds"} if insists and settings.data == "auto" else {}
+        if dataclasses.replace(settings, **free, **real) == config:
             return row
     return None
 

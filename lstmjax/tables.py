@@ -34,11 +34,11 @@ from lstmjax.seeds import apart, seeds_of
 from lstmjax.truncation_tables import section as truncation_section
 from lstmjax.what_matters_tables import section as what_matters_section
 
-# Settings that say where a run went or which of several like runs it is, not what it computes.
-# Settings that make no other program; and one that older records do not have.
+# Settings that make no other program (what the wish for `data` came to is in the record's dataset);
+# and one that older records do not have.
 _NO_SETTINGS = (
     "seed", "out", "live", "seeds", "sweep", "save_every", "keep", "resume", "deterministic",
-    "pretrained", "pretrained_sha256",
+    "pretrained", "pretrained_sha256", "data",
 )  # fmt: skip
 _LATER = {"on_nan": "stop"}
 

@@ -271,6 +271,14 @@ def test_a_configuration_finds_its_row_whatever_its_seed_and_folder():
     assert records.matching_row(Config(learning_rate=0.007), rows) is None
 
 
+def test_to_insist_on_the_real_data_makes_no_other_row():
+    asked = dataclasses.make_dataclass("Asked", [("data", str, "auto"), ("size", int, 1)])
+    rows = {"a": asked(), "b": asked(data="offline", size=2)}
+    assert records.matching_row(asked(data="tfds"), rows) == "a"
+    assert records.matching_row(asked(data="tfds", size=2), rows) is None
+    assert records.matching_row(asked(data="offline"), rows) is None
+
+
 def test_bits_that_were_asked_for_make_no_other_row():
     asked = dataclasses.make_dataclass("Asked", [("deterministic", bool, False), ("size", int, 1)])
     assert records.matching_row(asked(deterministic=True), {"a": asked()}) == "a"
