@@ -238,6 +238,25 @@ def test_an_interrupted_preparation_leaves_nothing(served, tmp_path, monkeypatch
     assert not (tmp_path / "tfds" / "mnist").exists()
 
 
+def test_a_folder_that_vanishes_meanwhile_hides_no_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_check_sources", lambda *arguments: None)
+    going, scandir = tmp_path / "tfds" / "downloads" / "other.tmp.1", os.scandir
+
+    def build(name, root, manual):
+        going.mkdir(parents=True)
+        raise DownloadError("refused")
+
+    def gone(path):
+        if not isinstance(path, int) and os.fspath(path) == str(going) and going.exists():
+            going.rmdir()  # another download of TFDS, which gives up as well
+        return scandir(path)
+
+    monkeypatch.setattr(prepare, "_build", build)
+    monkeypatch.setattr(os, "scandir", gone)
+    fails(lambda: prepare.prepare("mnist", tmp_path / "tfds"), "refused", kind=DownloadError)
+    assert not going.parent.exists()
+
+
 def test_another_process_that_was_first_is_no_failure(served, tmp_path, monkeypatch):
     build = prepare._build
 

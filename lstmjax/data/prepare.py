@@ -325,12 +325,9 @@ def _left_clean(root: Path, name: str) -> Iterator[None]:
 
 def _folders(root: Path, name: str) -> set[Path]:
     """The folders in which preparing may leave something, as far as they exist."""
-    downloads = root / "downloads"
-    return {
-        folder
-        for folder in (root, root / name, downloads, *downloads.rglob("*"))
-        if folder.is_dir()
-    }
+    # Not rglob: a download in another thread may take its folder away meanwhile, which walk allows.
+    downloads = {Path(folder) for folder, _, _ in os.walk(root / "downloads")}
+    return {folder for folder in (root, root / name, *downloads) if folder.is_dir()}
 
 
 def _explain(name: str, root: Path, error: Exception) -> DataError:
