@@ -1,7 +1,7 @@
 """Tell handwritten digits apart pixel by pixel, in order or under a named permutation, or by rows.
 
     python experiments/smnist.py                              14 x 14 pixels, 196 steps
-    python experiments/smnist.py --preset small-permuted      the same in the order numpy-92916
+    python experiments/smnist.py --preset small-permuted      in the order numpy-92916, zoneout
     python experiments/smnist.py --preset pixels              all 784 pixels, row by row
     python experiments/smnist.py --preset torch-12008         784 pixels in another order
     python experiments/smnist.py --preset rows                28 rows of 28 pixels, a little moved
