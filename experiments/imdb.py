@@ -168,6 +168,7 @@ def check(config: Config) -> None:
     cli.check_rates(config, "dropout", "recurrent_dropout", "weight_drop", "zoneout")
     cli.check_rates(config, "locked_dropout", "embedding_dropout", "word_dropout")
     cli.check_positive(config, "learning_rate", "clip_norm")
+    cli.check_method(config)
     cli.check(config, "zoneout", not (config.diagnose and config.zoneout), "0 with --diagnose")
     fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
     cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")

@@ -62,6 +62,7 @@ from lstmjax.records import matching_row
 from lstmjax.variants import VARIANTS
 
 POSITIONS = {"pixels": 784, "small": 196, "rows": 28}
+SIDE = {"pixels": 28, "small": 14, "rows": 28}
 LARGEST = {"pixels": 255, "small": 4 * 255, "rows": 255}  # a small pixel is kept as the sum of four
 
 
@@ -105,7 +106,7 @@ class Config:
     locked_dropout: float = 0.0
     """Rate of dropout on each layer's outputs, one mask per image."""
     shift: int = 0
-    """With --order rows: pixels that a training image is moved by at most, each way, every time."""
+    """Positions that training images move by at most, each way, every time; row by row only."""
     init: Init = "lstmjax"
     """Initial law of the recurrent layers (the GRU and the RNNs have keras and lstmjax alone)."""
     forget_bias: str | None = None
@@ -221,6 +222,7 @@ def check(config: Config) -> None:
     cli.check_rates(config, "dropout", "recurrent_dropout", "weight_drop", "zoneout")
     cli.check_rates(config, "locked_dropout")
     cli.check_positive(config, "learning_rate", "clip_norm")
+    cli.check_method(config)
     cli.check(config, "zoneout", not (config.diagnose and config.zoneout), "0 with --diagnose")
     fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
     cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
@@ -228,8 +230,10 @@ def check(config: Config) -> None:
     fits = config.order != "rows" or config.permutation == "none"
     cli.check(config, "permutation", fits, "none with --order rows")
     cli.check_counts(config, "shift", least=0)
-    most = 27 if config.order == "rows" else 0
+    most = SIDE[config.order] - 1
     cli.check(config, "shift", config.shift <= most, f"at most {most} with --order {config.order}")
+    fits = not config.shift or config.permutation == "none"
+    cli.check(config, "shift", fits, f"0 with --permutation {config.permutation}")
     complete(config)
     lanes.check(config, validation=config.validation_size > 0)
 
@@ -321,7 +325,9 @@ def make_loss(model: SequenceModel, config: Config):
     def loss_fn(params, batch, key=None):
         image = batch["image"].astype(jnp.float32) / LARGEST[config.order]  # in [0, 1]
         if config.shift and key is not None:
-            image = moved(jax.random.fold_in(key, 0), image, config.shift)
+            square = image.reshape(-1, SIDE[config.order], SIDE[config.order])
+            square = moved(jax.random.fold_in(key, 0), square, config.shift)
+            image = square.reshape(image.shape)
         _, logits = model.apply({"params": params}, image, key=key)
         loss = losses.total(losses.cross_entropy(logits, batch["label"]), batch["weight"])
         accuracy = losses.total(losses.correct(logits, batch["label"]), batch["weight"])

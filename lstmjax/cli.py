@@ -292,6 +292,16 @@ def check_positive(config: Any, *names: str) -> None:
         check(config, name, holds, "a finite number above 0")
 
 
+def check_method(config: Any) -> None:
+    """A kernel of others, onednn or cudnn, runs the plain LSTM, and drops nothing on its way."""
+    if config.method in ("onednn", "cudnn"):
+        method = f"with --method {config.method}"
+        check(config, "cell", config.cell == "lstm", f"lstm {method}")
+        check(config, "unroll", config.unroll == 1, f"1 {method}")
+        for name in ("recurrent_dropout", "zoneout"):
+            check(config, name, not getattr(config, name), f"0 {method}")
+
+
 # ---- running ------------------------------------------------------------------------------------
 
 

@@ -251,10 +251,12 @@ WRONG = {
         ("--forget-bias chrono:1", "--forget-bias: got chrono:1, expected chrono:T with T >= 2"),
         ("--cell rnn --init torch", "--init: got torch, expected keras or lstmjax with --cell rnn"),
         ("--cell cifg2", "--cell: got 'cifg2', expected one of lstm, gru, rnn, linear_rnn, peep"),
+        ("--method onednn --unroll 2", "--unroll: got 2, expected 1 with --method onednn"),
         ("predict", "got no text, expected a review in quotes"),
         ("predict one two", "Unrecognized options: two"),
     ],
     "mnist": [
+        ("--method cudnn --cell gru --init keras", "--cell: got gru, expected lstm with --method"),
         ("--layout columns", "--layout: got 'columns', expected one of rows, pixels, permuted"),
         ("--layout permuted --permutation mine", "--permutation: got mine, expected one of"),
         ("--permutation bit_reversal", "--permutation: got bit_reversal, expected no other order"),

@@ -240,8 +240,9 @@ def test_images_are_moved_both_ways(most):
     assert not np.array_equal(got, smnist.moved(jax.random.key(4), images, most))
 
 
-def test_training_images_alone_are_moved(loads):
-    config = smnist.Config(order="rows", hidden_size=3, method="scan")
+@pytest.mark.parametrize(("order", "side"), [("rows", 28), ("pixels", 28), ("small", 14)])
+def test_training_images_alone_are_moved(loads, order, side):
+    config = smnist.Config(order=order, hidden_size=3, method="scan")
     digits, key = smnist.load(config), jax.random.key(5)
     plain = smnist.make_problem(config, digits)
     shifted = smnist.make_problem(dataclasses.replace(config, shift=2), digits)
@@ -250,7 +251,8 @@ def test_training_images_alone_are_moved(loads):
         batch = {**digits.splits["test"], "weight": np.ones(7, np.float32)}
         assert plain.loss_fn(params, batch)[0] == shifted.loss_fn(params, batch)[0]
         got = shifted.loss_fn(params, batch, key)[0]
-        image = smnist.moved(jax.random.fold_in(key, 0), batch["image"].astype(np.float32), 2)
+        square = batch["image"].astype(np.float32).reshape(7, side, side)
+        image = smnist.moved(jax.random.fold_in(key, 0), square, 2).reshape(batch["image"].shape)
         want = plain.loss_fn(params, batch | {"image": image}, key)[0]
         np.testing.assert_allclose(got, want, rtol=1e-6)
         assert got != plain.loss_fn(params, batch, key)[0]
@@ -347,7 +349,9 @@ WRONG = [
     ("--preset rows --permutation numpy-0", "--permutation: got numpy-0, expected none with --or"),
     ("--preset psmnist", "--preset: got 'psmnist', expected one of small, small-permuted, pixels"),
     ("--permutation-sha256 12", f"--permutation-sha256: got 12, expected {HASHES['small']}"),
-    ("--shift 1", "--shift: got 1, expected at most 0 with --order small"),
+    ("--shift 14", "--shift: got 14, expected at most 13 with --order small"),
+    ("--preset numpy-0 --shift 1", "--shift: got 1, expected 0 with --permutation numpy-0"),
+    ("--preset numpy-0 --method onednn", "--zoneout: got 0.15, expected 0 with --method onednn"),
     ("--preset rows --shift 28", "--shift: got 28, expected at most 27 with --order rows"),
     ("--preset rows --shift -1", "--shift: got -1, expected an integer of at least 0"),
     ("--schedule linear", "--schedule: got 'linear', expected one of constant, cosine"),
