@@ -37,7 +37,8 @@ def variant(
       peepholes: rows of the peepholes.
       sums: ``sums(params, state, x_t, x_mask, h_mask, z) -> z`` changes the blocks.
       more: ``more(key, params, init) -> params`` adds weights to those of ``draw_cell``.
-      by_hand: what ``method="fused"`` runs, as in ``recur_compiled``; without it, the scan.
+      by_hand: what ``method="fused"`` runs, as in ``recur_compiled``, and given the masks of
+        zoneout too; without it, the scan.
       **kinds: ``kind`` and ``state_kind`` of ``preactivations``, where they are not the LSTM's.
 
     Returns:
@@ -71,6 +72,7 @@ def variant(
 
 def _layer(name: str, step: Callable, sizes: dict[str, Any], by_hand: Callable | None) -> Callable:
     hands = {} if by_hand is None else {"fused": by_hand}
+    hands = {"by_hand": hands, "zoneout_by_hand": by_hand is not None}
 
     def layer(
         params: Any,
@@ -93,10 +95,10 @@ def _layer(name: str, step: Callable, sizes: dict[str, Any], by_hand: Callable |
         over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reset_to": reset_to}
         how = {"reverse": reverse, "noise": noise, "method": method, "unroll": unroll}
         how["truncation"] = truncation
-        return run_cell(step, params, xs, state, clips, by_hand=hands, **sizes, **over_time, **how)
+        return run_cell(step, params, xs, state, clips, **hands, **sizes, **over_time, **how)
 
     what = f"A layer, with everything that ``lstm`` takes: ``{name}_step`` over time"
-    layer.__doc__ = f"{what}." if hands else f'{what}; "fused" is "scan" here.'
+    layer.__doc__ = f"{what}." if by_hand else f'{what}; "fused" is "scan" here.'
     layer.__name__ = layer.__qualname__ = name
     return layer
 

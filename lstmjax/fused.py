@@ -14,9 +14,10 @@ over time that is linear in the tangents (a dot: its tangent):
 
 (k^i, k^f, k^g and α times the derivative of the cell's clip; with peepholes, c_{t-1} ṗ_i and
 c_{t-1} ṗ_f and c_t ṗ_o are added to ż. Where f = 1 − i, there is no ż^f, and
-k^i = (g − c_{t-1}) i (1 − i).) What stands in brackets does not depend on ḣ_{t-1} and is taken for
-many steps at once, so when JAX turns the whole round, the backward loop holds nothing but dz_t W_hᵀ
-(and dh_t W_projᵀ), and the gradients of W_h, W_x, b and x are one product or sum each after it.
+k^i = (g − c_{t-1}) i (1 − i). Where zoneout keeps a unit's old c or h, it keeps their tangents.)
+What stands in brackets does not depend on ḣ_{t-1} and is taken for many steps at once, so when JAX
+turns the whole round, the backward loop holds nothing but dz_t W_hᵀ (and dh_t W_projᵀ), and the
+gradients of W_h, W_x, b and x are one product or sum each after it.
 
 ``residuals`` says what waits in memory between the loops, [T, B, H] each:
 
@@ -83,8 +84,15 @@ class _Known(NamedTuple):
     valid: jax.Array | None  # [T, B] bool
     resets: jax.Array | None  # [T, B] bool
     begins: jax.Array | None  # [T] bool, with a truncation
+    old_h: jax.Array | None  # [T, B, P] bool: where zoneout keeps the old h
+    old_c: jax.Array | None  # [T, B, H] bool: where it keeps the old c
     cell_clip: jax.Array | None
     proj_clip: jax.Array | None
+
+    @property
+    def of_steps(self) -> tuple:
+        """What has an axis of time."""
+        return self[:5]
 
 
 class _How(NamedTuple):
@@ -135,6 +143,7 @@ def fused(
     reverse: bool = False,
     unroll: int = 1,
     truncation: Truncation | None = None,
+    zoneout: tuple = (None, None),
     residuals: str = "gates",
     coupled: bool = False,
 ) -> tuple[Any, jax.Array]:
@@ -149,6 +158,7 @@ def fused(
       cell_clip, proj_clip: bounds, or None; not differentiated with respect to.
       reverse, unroll: as in ``lstm``.
       truncation: of the derivative, one that cuts an error, or None (bptt.py).
+      zoneout: where the old h [T, B, P] and the old c [T, B, H] are kept, bool or None each.
       residuals: "gates", "recompute" or "sqrt"; the results are the same.
       coupled: whether f = 1 − i, with blocks i, g, o and peepholes i, o (``variants.cifg``).
 
@@ -168,7 +178,7 @@ def fused(
         inputs = _Inputs(xs, w_x, b, *weights, state, reset_to)
         return _recurrence(how, inputs, _Known(*at, cell_clip, proj_clip))
 
-    return in_parts(run, how, params, state, xs, mask, resets, reset_to)
+    return in_parts(run, how, params, state, xs, mask, resets, reset_to, zoneout)
 
 
 def _recurrence(how: _How, inputs: _Inputs, known: _Known) -> tuple[Any, jax.Array]:
@@ -192,10 +202,11 @@ def _forward(how: _How, inputs: _Inputs, known: _Known, keep: str) -> tuple[Any,
     kinds, state_kind = how.kinds, type(inputs.state)
     peephole, weights = _rows_of(inputs, how), _joined(inputs, kinds)
     held = known.valid is not None or known.resets is not None
-    told = keep == "gates" and inputs.w_proj is None and not held  # then hs is no stack of the loop
+    # Then hs is no stack of the loop.
+    told = keep == "gates" and _is_told(inputs, known) and not held
 
     def body(state, at_t):
-        x_t, valid_t, reset_t = at_t
+        x_t, valid_t, reset_t, *old_t = at_t
         h_tm1, c_tm1 = reset(reset_t, inputs.reset_to, state)
         z = _sums(inputs, x_t, h_tm1, weights, how)
         *gates, g = _written(z, c_tm1, peephole)
@@ -205,8 +216,8 @@ def _forward(how: _How, inputs: _Inputs, known: _Known, keep: str) -> tuple[Any,
         h = o * jnp.tanh(c)
         if inputs.w_proj is not None:
             h, _ = _clip(product(h, inputs.w_proj, kinds), known.proj_clip)
-        new = state_kind(h.astype(kinds.compute), c)
-        after, h_t = hold(valid_t, new, state_kind(h_tm1, c_tm1))
+        old, new = state_kind(h_tm1, c_tm1), state_kind(h.astype(kinds.compute), c)
+        after, h_t = hold(valid_t, _zoned_out(old_t, old, new), old)
         gates = (*gates, g, o) if keep == "gates" else None
         none = keep not in ("gates", "recompute")
         kept = None if none else _Kept(gates, after.h if held else None, after.c)
@@ -217,7 +228,7 @@ def _forward(how: _How, inputs: _Inputs, known: _Known, keep: str) -> tuple[Any,
         return final, (hs, state)
 
     scan = partial(jax.lax.scan, reverse=how.reverse)
-    at = (inputs.xs, known.valid, known.resets)
+    at = (inputs.xs, known.valid, known.resets, known.old_h, known.old_c)
     if keep != "sqrt":
         final, (hs, kept) = scan(body, inputs.state, at, unroll=how.unroll)
         hs = _told(how, kept) if told else hs
@@ -235,7 +246,7 @@ def _tangent(
     states = (dots.state, dots.reset_to)
     state, reset_to = jax.tree.map(dense, states, is_leaf=is_zero)
     # The piece's own output stands for the state's h unless that is kept or told by the gates.
-    known_h = how.residuals == "gates" and inputs.w_proj is None
+    known_h = how.residuals == "gates" and _is_told(inputs, known)
     outputs = None if known_h or how.residuals == "sqrt" else hs
     before = kept if how.residuals == "sqrt" else None
     kept = None if how.residuals == "sqrt" else kept
@@ -250,7 +261,7 @@ def _tangent(
         parts = _piece_of_tangent(how, own, known, steps)
         return parts(given._replace(xs=dot_x), state, reset_to)
 
-    of_steps, clips = known[:3], known[3:]
+    of_steps, clips = known.of_steps, (known.cell_clip, known.proj_clip)
     at = cut((inputs.xs, given.xs, kept, outputs, of_steps), how.piece)
     count = len(at[0])
     at = (jnp.arange(count), *at, before)
@@ -281,7 +292,7 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
         to_h = None if given.w_proj is None else flat(m, given.w_proj, kinds)
 
         def body(state, at_t):
-            driven_t, (alpha, beta, *k, k_o), within_t, to_h_t, valid_t, reset_t = at_t
+            driven_t, (alpha, beta, *k, k_o), within_t, to_h_t, valid_t, reset_t, *old_t = at_t
             h_tm1, c_tm1 = reset(reset_t, reset_to, state)
             z = driven_t + product(h_tm1, inputs.w_h, kinds)
             *z, z_o = jnp.split(z, len(gates), axis=-1)
@@ -291,11 +302,12 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
                 h = product(h, inputs.w_proj, kinds)
                 h = h if to_h_t is None else h + to_h_t
                 h = h if within_t is None else h * within_t
-            new = state_kind(h.astype(kinds.compute), c)
-            return hold(valid_t, new, state_kind(h_tm1, c_tm1))
+            old, new = state_kind(h_tm1, c_tm1), state_kind(h.astype(kinds.compute), c)
+            return hold(valid_t, _zoned_out(old_t, old, new), old)
 
-        at = (driven, coefficients, within, to_h, known.valid, known.resets)
-        many = over_slots(how.truncation, body, (slots, *[None] * 5))
+        at = (driven, coefficients, within, to_h)
+        at = (*at, known.valid, known.resets, known.old_h, known.old_c)
+        many = over_slots(how.truncation, body, (slots, *[None] * (len(at) - 1)))
         return jax.lax.scan(many, state, (known.begins, at), reverse=how.reverse, unroll=how.unroll)
 
     return run
@@ -345,7 +357,8 @@ def _coefficients(how: _How, inputs: _Inputs, cell_clip: Any, gates: tuple, c_tm
 
 
 def _again(how: _How, inputs: _Inputs, known: _Known, kept: Any, outputs: Any) -> tuple:
-    """``(gates, h_{t-1}, c_{t-1}, c_t)`` of the steps of a piece, from what was kept of them."""
+    """``(gates, h_{t-1}, c_{t-1}, c_t)`` of the steps of a piece, from what was kept of them; with
+    zoneout, c_t is the cell's own, before any old one is put back."""
     if how.residuals == "sqrt":
         _, outputs, kept = _forward(how, inputs, known, keep="gates")
     gates, h, c = kept
@@ -358,11 +371,16 @@ def _again(how: _How, inputs: _Inputs, known: _Known, kept: Any, outputs: Any) -
         )
         where = known.resets[:, :, None]
         h_tm1, c_tm1 = jnp.where(where, to.h, h_tm1), jnp.where(where, to.c, c_tm1)
+    z, peephole = None, _rows_of(inputs, how)
     if gates is None:
-        peephole = _rows_of(inputs, how)
         z = _sums(inputs, inputs.xs, h_tm1, _joined(inputs, how.kinds), how)
-        o = jax.nn.sigmoid(_peep(z[-1], peephole[-1], c))
-        gates = (*_written(z, c_tm1, peephole), o)
+        gates = _written(z, c_tm1, peephole)
+    if known.old_c is not None:
+        i, *f, g = gates if z is not None else gates[:-1]
+        f = f[0] if f else 1 - i
+        c, _ = _clip(f * c_tm1 + i * g, known.cell_clip)
+    if z is not None:
+        gates = (*gates, jax.nn.sigmoid(_peep(z[-1], peephole[-1], c)))
     return gates, h_tm1, c_tm1, c
 
 
@@ -372,6 +390,11 @@ def _before(how: _How, number: jax.Array, inputs: _Inputs, kept: _Kept, outputs:
     h = kept.h if kept.h is not None else outputs if outputs is not None else _told(how, kept)
     after = type(inputs.state)(h, kept.c)
     return jax.tree.map(partial(jnp.where, first), inputs.state, after)
+
+
+def _is_told(inputs: _Inputs, known: _Known) -> bool:
+    """Whether h after a step follows from its gates and c, as ``_told`` has it."""
+    return inputs.w_proj is None and known.old_h is None and known.old_c is None
 
 
 def _told(how: _How, kept: _Kept) -> jax.Array:
@@ -416,6 +439,12 @@ def _written(z: list, c_tm1: jax.Array, peephole: tuple) -> tuple:
 def _peep(z: jax.Array, p: jax.Array | None, c: jax.Array) -> jax.Array:
     # Not a row of zeros where there are none: at H = 10 that made the forward pass twice as slow.
     return z if p is None else z + rows(p, c) * c
+
+
+def _zoned_out(old_t: list, old: Any, new: Any) -> Any:
+    """The state after a step: the old h and c where zoneout keeps them."""
+    kept = zip(old_t, old, new, strict=True)
+    return type(new)(*(b if where is None else jnp.where(where, a, b) for where, a, b in kept))
 
 
 def _clip(value: jax.Array, bound: Any) -> tuple[jax.Array, jax.Array | None]:

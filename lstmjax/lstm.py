@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax.cudnn import cudnn
-from lstmjax.dropout import Noise
+from lstmjax.dropout import Noise, zoneout_alone
 from lstmjax.fused import by_hand
 from lstmjax.gated import clipped, draw_cell, emit, peep, preactivations, run_cell
 from lstmjax.initializers import GateBias
@@ -146,10 +146,10 @@ def lstm(
       reverse: run from the last step to the first; ``hs[t]`` still belongs to ``xs[t]``.
       cell_clip, proj_clip: as in ``lstm_step``.
       noise: masks of recurrent dropout and zoneout (``dropout.recurrent_noise``), or None.
-      method: "fused" (a scan whose derivative is written by hand: fused.py; with ``noise`` it is
-        "scan"), "scan" (differentiated by JAX), "unrolled" (a Python loop), or where they are
-        installed "onednn" (onednn.py) or "cudnn" (cudnn.py), which know fewer options; the results
-        are the same.
+      method: "fused" (a scan whose derivative is written by hand: fused.py; with ``noise`` other
+        than masks of zoneout it is "scan"), "scan" (differentiated by JAX), "unrolled" (a Python
+        loop), or where they are installed "onednn" (onednn.py) or "cudnn" (cudnn.py), which know
+        fewer options; the results are the same.
       unroll: steps written out in one iteration of the scan.
       residuals: what "fused" keeps in memory for its derivative: "gates" (5 arrays [T, B, H]),
         "recompute" (2, the outputs being one; the gates are computed again) or "sqrt" (the states
@@ -173,10 +173,12 @@ def lstm(
     how["truncation"] = truncation
     kinds = {"kind": LSTMParams, "state_kind": LSTMState}
     hands = {"fused": by_hand(residuals), "onednn": onednn, "cudnn": cudnn}
-    if residuals != "gates" and (method != "fused" or noise is not None):
-        given = f"method {method!r}" if noise is None else "noise"
+    masked = noise is not None and not zoneout_alone(noise)
+    if residuals != "gates" and (method != "fused" or masked):
+        given = "noise other than zoneout" if masked else f"method {method!r}"
         raise ValueError(f"residuals: got {residuals!r} with {given}, expected 'gates'")
-    return run_cell(lstm_step, params, xs, state, clips, by_hand=hands, **kinds, **over_time, **how)
+    how |= {"by_hand": hands, "zoneout_by_hand": True}
+    return run_cell(lstm_step, params, xs, state, clips, **kinds, **over_time, **how)
 
 
 def init_lstm(

@@ -29,18 +29,27 @@ def steps_of_a_piece(steps: int, residuals: str) -> int:
 
 
 def in_parts(
-    run: Callable, how: Any, params: Any, state: Any, xs: jax.Array, mask: Any, resets: Any, to: Any
+    run: Callable,
+    how: Any,
+    params: Any,
+    state: Any,
+    xs: jax.Array,
+    mask: Any,
+    resets: Any,
+    to: Any,
+    more: tuple = (),
 ) -> tuple[Any, jax.Array]:
     """A sequence in parts: all whole pieces, and the steps that fill none.
 
     Args:
       run: ``run(how, state, reset_to, xs, at) -> (state, hs)``, of pieces of ``how.piece`` steps,
-        ``at`` being valid and reset [T, B] and where a block begins [T], bool or None; where
-        ``how`` has a truncation of several slots, its states are by slot.
+        ``at`` being valid and reset [T, B] and where a block begins [T], bool or None, and then
+        ``more``; where ``how`` has a truncation of several slots, its states are by slot.
       how: a NamedTuple with ``reverse``, ``piece`` and ``truncation``.
       params: what the state varies like.
       state, xs, mask, resets: as in a layer that is ``fused``.
       to: its ``reset_to``.
+      more: further arrays [T, …], or None.
 
     Returns:
       ``(state, hs)`` of the whole sequence.
@@ -53,9 +62,9 @@ def in_parts(
         to = None
     elif to is None:
         to = jax.tree.map(jnp.zeros_like, state)
-    state, to = varying_like((state, to), (xs, params, mask, resets, to))
+    state, to = varying_like((state, to), (xs, params, mask, resets, to, more))
     begins = None if how.truncation is None else how.truncation.begins(steps, how.reverse)
-    at = (mask, resets, begins)
+    at = (mask, resets, begins, *more)
     whole = steps - steps % piece if piece else steps
     parts = [slice(whole)] + ([slice(whole, steps)] if whole < steps else [])
     state, outputs = spread(how.truncation, state), {}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.bptt import check_inputs
-from lstmjax.dropout import Noise
+from lstmjax.dropout import Noise, zoneout_alone
 from lstmjax.lstm import lstm
 from lstmjax.recurrence import recur_compiled
 from lstmjax.variants import init_learned_state
@@ -60,6 +60,8 @@ def in_bfloat16(
     xs = xs.astype(jnp.bfloat16)
     over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reverse": reverse}
     how = {"method": method, "unroll": unroll, "truncation": truncation}
+    if layer is lstm and method == "fused" and zoneout_alone(noise):
+        how["noise"], noise = noise, None
     if layer is lstm and method not in ("scan", "unrolled") and noise is None:
         # A derivative by hand takes a weight's gradient in one product after the loop.
         options |= {"reset_to": reset_to} | over_time | how

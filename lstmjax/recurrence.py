@@ -30,6 +30,7 @@ from lstmjax.dropout import (
     times_mask,
     with_gate_masks,
     zoned_out,
+    zoneout_alone,
 )
 from lstmjax.dropout import dropout as drop
 from lstmjax.tangents import varying_like
@@ -173,6 +174,7 @@ def recur_compiled(
     traced: dict[str, Any] | None = None,
     static: tuple[tuple[str, Any], ...] = (),
     by_hand: Mapping[str, Callable] | None = None,
+    zoneout_by_hand: bool = False,
 ) -> tuple[Any, jax.Array]:
     """``recur`` of a cell, as one compiled program even where the caller does not compile.
 
@@ -183,6 +185,8 @@ def recur_compiled(
       static: options of ``step`` that choose the program, as (name, value) pairs.
       by_hand: by method, ``run(params, state, xs, **arrays, reverse, unroll, **traced)``: the same
         recurrence by other means. They know no noise: with it "fused" is "scan", and others refuse.
+      zoneout_by_hand: whether "fused" is given the masks of zoneout, where there is no other noise,
+        as ``zoneout=(where the old h is kept, the same of c)``.
         "fused" is given a ``truncation`` that cuts an error, and others refuse it.
       state, xs, mask, lengths, resets, reset_to, reverse, noise, method, unroll, truncation: as in
         ``recur``.
@@ -210,6 +214,8 @@ def recur_compiled(
         raise ValueError(f"truncation: got {pair} with method {method!r}, expected None")
     if (truncation := bptt.within(truncation, steps)) is not None:
         arrays["truncation"] = truncation
+    if method == "fused" and zoneout_by_hand and zoneout_alone(noise):
+        noise, arrays["zoneout"] = None, (noise.zoneout_h, noise.zoneout_c)
     if method in by_hand and noise is None:
         del arrays["noise"]
         return _compiled_by_hand(

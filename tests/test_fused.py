@@ -11,6 +11,7 @@ import pytest
 from problems import QUICK, B, D, H, P, T, holes_and_resets
 
 from lstmjax import LSTMParams, LSTMState, init_lstm, lstm, recurrent_noise, timings
+from lstmjax.dropout import Noise
 from lstmjax.fused import RESIDUALS
 from lstmjax.pieces import steps_of_a_piece
 from lstmjax.variants import cifg
@@ -137,8 +138,10 @@ def test_steps_of_a_piece():
     assert of(97) == [7, 3, 10]
 
 
-@pytest.mark.parametrize("kind", ["plain", "everything, reverse"])
-def test_coupled_gates_are_the_scans(kind, x64):
+@pytest.mark.parametrize(
+    ("kind", "zoneout"), [("plain", False), ("everything, reverse", False), ("plain", True)]
+)
+def test_coupled_gates_are_the_scans(kind, zoneout, x64):
     arguments, weights, _ = problem(kind, steps=37)
     peephole, _, clips, masked, reverse = KINDS[kind]
     params = arguments[0]
@@ -146,6 +149,7 @@ def test_coupled_gates_are_the_scans(kind, x64):
     params = params._replace(w_x=three(params.w_x), w_h=three(params.w_h), b=three(params.b))
     params = params._replace(peephole=params.peephole[:2] if peephole else None)
     options = {"cell_clip": 0.8, "proj_clip": 0.6} if clips else {}
+    options |= {"noise": zoned(37, **ZONEOUTS)} if zoneout else {}
     if masked:
         options |= {
             "lengths": np.arange(37 - B, 37),
@@ -167,6 +171,44 @@ def test_coupled_gates_are_the_scans(kind, x64):
     oracle.assert_close(fused, scan, 1e-12)
 
 
+ZONEOUTS = {"zoneout_h": 0.4, "zoneout_c": 0.3}
+
+
+def zoned(steps, projected=False, **rates):
+    """Masks of zoneout for the problems above."""
+    like = init_lstm(jax.random.key(0), D, H, proj_size=P if projected else None)
+    return recurrent_noise(jax.random.key(76), like, np.zeros((steps, B, D)), **rates)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "residuals", "parts"),
+    [
+        ("plain", T, "gates", "h"),
+        ("plain, reverse", 37, "gates", "hc"),
+        ("plain", 40, "recompute", "c"),
+        ("plain", 37, "sqrt", "hc"),
+        ("peephole, clip", 37, "recompute", "hc"),
+        ("projection", T, "gates", "c"),
+        ("peephole, resets, reverse", 40, "sqrt", "h"),
+        ("everything", 37, "gates", "hc"),
+        ("everything, reverse", 40, "recompute", "hc"),
+    ],
+)
+def test_zoneout_is_the_scans(kind, steps, residuals, parts, x64):
+    rates = {f"zoneout_{part}": ZONEOUTS[f"zoneout_{part}"] for part in parts}
+    noise = zoned(steps, bool(KINDS[kind][1]), **rates)
+    fused = run(kind, "fused", gradients, steps=steps, noise=noise, residuals=residuals)
+    oracle.assert_close(fused, run(kind, "scan", gradients, steps=steps, noise=noise), 1e-12)
+    assert not np.allclose(fused[0], reference(kind, steps)[0])
+
+
+@pytest.mark.parametrize("truncation", [(3, 3), (2, 6)])
+def test_truncated_zoneout_is_the_scans(truncation, x64):
+    how = {"noise": zoned(37, **ZONEOUTS), "truncation": truncation, "steps": 37}
+    fused, scan = (run("plain", method, gradients, **how) for method in ("fused", "scan"))
+    oracle.assert_close(fused, scan, 1e-12)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -179,6 +221,10 @@ def test_coupled_gates_are_the_scans(kind, x64):
             "residuals: got 'sqrt' with method 'scan', expected 'gates'",
         ),
         ({"method": "cuda"}, "method: got 'cuda', expected one of 'fused', 'scan', 'unrolled', "),
+        (
+            {"residuals": "sqrt", "noise": Noise(h=np.ones((4, B, H), np.float32))},
+            "residuals: got 'sqrt' with noise other than zoneout, expected 'gates'",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(given, message):
@@ -193,16 +239,17 @@ def tangents(arguments, seed):
 
 
 @pytest.mark.parametrize(
-    ("kind", "steps", "residuals"),
+    ("kind", "steps", "residuals", "zoneout"),
     [
-        ("plain", T, "gates"),
-        ("everything, reverse", T, "gates"),
-        ("plain", 37, "gates"),
-        ("everything", 37, "recompute"),
-        ("plain", 37, "sqrt"),
+        ("plain", T, "gates", False),
+        ("everything, reverse", T, "gates", False),
+        ("plain", 37, "gates", False),
+        ("everything", 37, "recompute", False),
+        ("plain", 37, "sqrt", False),
+        ("plain", T, "gates", True),
     ],
 )
-def test_forward_mode_and_second_derivatives_are_the_scans(kind, steps, residuals, x64):
+def test_forward_mode_and_second_derivatives_are_the_scans(kind, steps, residuals, zoneout, x64):
     def derivatives(loss):
         def found(*arguments):
             along = tangents(arguments, 71)
@@ -220,8 +267,9 @@ def test_forward_mode_and_second_derivatives_are_the_scans(kind, steps, residual
 
         return found
 
-    fused = run(kind, "fused", derivatives, steps=steps, residuals=residuals)
-    scan = run(kind, "scan", derivatives, steps=steps)
+    noise = zoned(steps, **ZONEOUTS) if zoneout else None
+    fused = run(kind, "fused", derivatives, steps=steps, residuals=residuals, noise=noise)
+    scan = run(kind, "scan", derivatives, steps=steps, noise=noise)
     oracle.assert_close(fused, scan, 1e-12)
     assert np.any(scan[1][0].w_h)
 
@@ -240,7 +288,7 @@ def test_vmap_over_weights_is_a_loop(x64):
     oracle.assert_close(at_once, jax.tree.map(lambda *w: np.stack(w), *one_by_one), 1e-12)
 
 
-def test_noise_goes_by_the_scan(x64):
+def test_other_noise_goes_by_the_scan(x64):
     (params, xs, *_), _, _ = problem("plain")
     noise = recurrent_noise(jax.random.key(0), params, xs, recurrent_dropout=0.5)
     fused, scan = (lstm(params, xs, noise=noise, method=method) for method in ("fused", "scan"))
@@ -281,13 +329,15 @@ def is_jaxpr(value):
     return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
+@pytest.mark.parametrize("zoneout", [False, True])
 @pytest.mark.parametrize("method", ["fused", "scan"])
-def test_the_backward_loop_holds_one_product_and_no_gradient_of_weights(method):
+def test_the_backward_loop_holds_one_product_and_no_gradient_of_weights(method, zoneout):
     """And the scan's does: a test that could not tell them apart would say nothing."""
     (params, xs, *_), _, _ = problem("plain", np.float32)
+    noise = zoned(T, **ZONEOUTS) if zoneout else None
 
     def loss(params, xs):
-        return jnp.sum(lstm(params, xs, method=method)[1] ** 2)
+        return jnp.sum(lstm(params, xs, method=method, noise=noise)[1] ** 2)
 
     jaxpr = jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, xs)
     scans, outside = loops_and_products(jaxpr.jaxpr)

@@ -28,6 +28,7 @@ from lstmjax import (
     rnn_step,
     stack,
 )
+from lstmjax.dropout import PART
 from lstmjax.recurrence import recur
 
 CELLS = {
@@ -67,6 +68,22 @@ def test_the_law_of_the_masks():
     for (one, p), (two, q) in itertools.combinations(pairs, 2):
         rows = min(len(one), len(two))
         assert_share(one[:rows] & two[:rows], p * q)
+
+
+def test_many_numbers_are_drawn_in_parts(monkeypatch):
+    """Each part on its own, the last one cut off, the same ones without JAX's loop."""
+    params, xs = CELLS["lstm"][0], np.zeros((1201, 40, 30), np.float32)
+    run = functools.partial(recurrent_noise, jax.random.key(32), params, xs, zoneout_h=0.35)
+    mask = np.asarray(jax.jit(run, **FAST)().zoneout_h)
+    assert mask.shape == (1201, 40, 25) and mask.size > 4 * PART
+    assert_each_on_its_own(mask, 0.35)
+    length = PART // (40 * 25)
+    parts = [mask[start : start + length] for start in range(0, 1201, length)]
+    assert len(parts) == 19 and len(parts[-1]) == 1201 - 18 * length
+    for one, two in itertools.combinations(parts, 2):
+        assert_share(one[: len(two)] & two, 0.35**2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert np.array_equal(mask, run().zoneout_h)
 
 
 def test_a_mask_does_not_depend_on_the_other_rates():
