@@ -187,8 +187,6 @@ def zoned(steps, projected=False, **rates):
         ("plain, reverse", 37, "gates", "hc"),
         ("plain", 40, "recompute", "c"),
         ("plain", 37, "sqrt", "hc"),
-        ("peephole, clip", 37, "recompute", "hc"),
-        ("projection", T, "gates", "c"),
         ("peephole, resets, reverse", 40, "sqrt", "h"),
         ("everything", 37, "gates", "hc"),
         ("everything, reverse", 40, "recompute", "hc"),
