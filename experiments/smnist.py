@@ -3,7 +3,6 @@
     python experiments/smnist.py                              14 x 14 pixels, 196 steps
     python experiments/smnist.py --preset small-permuted      in the order numpy-92916, zoneout
     python experiments/smnist.py --preset pixels              all 784 pixels, row by row
-    python experiments/smnist.py --preset pixels-moved        the same, images a little moved
     python experiments/smnist.py --preset torch-12008         784 pixels in another order
     python experiments/smnist.py --preset rows                28 rows of 28 pixels, a little moved
     python experiments/smnist.py --forget-bias chrono         long memories from the start
@@ -73,7 +72,6 @@ class Config:
         "small",
         "small-permuted",
         "pixels",
-        "pixels-moved",
         "numpy-92916",
         "torch-12008",
         "numpy-0",
@@ -201,9 +199,6 @@ PRESETS = {
         preset="small-permuted", permutation="numpy-92916", learning_rate=8e-3, zoneout=0.15
     ),
     "pixels": Config(preset="pixels", order="pixels", forget_bias="chrono", learning_rate=8e-3),
-    "pixels-moved": Config(
-        preset="pixels-moved", order="pixels", forget_bias="chrono", learning_rate=8e-3, shift=1
-    ),
     **{
         name: Config(
             preset=name, order="pixels", permutation=name, learning_rate=8e-3, zoneout=0.15

@@ -146,11 +146,6 @@ TASKS = {
         "MNIST pixel by pixel, 784 pixels, LSTM(128), 20 epochs", "Le et al. (2015)", _CHOSEN,
         _FOUND, _PIXELS,
     ),
-    "smnist-pixels-moved": Row(
-        "the same, images moved by up to a pixel in training", "no paper's", _CHOSEN,
-        f"{_FOUND} Published figures are without moving; without it, train was at 0.998 here and "
-        "validation at 0.982.", _PIXELS,
-    ),
     "smnist-numpy-92916": Row(
         _PERMUTED.format("numpy-92916"), "expRNN (Lezcano-Casado, 2019)", _CHOSEN, _FOUND_SMALL,
         _ORDERS,
