@@ -36,13 +36,26 @@ Zhang & Guestrin's (2016).
 
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.bptt import Truncation, over_slots
+from lstmjax.fused_parts import (
+    How,
+    Inputs,
+    Kept,
+    Known,
+    clip,
+    joined,
+    peep,
+    rows_of,
+    sums,
+    written,
+    zoned_out,
+)
 from lstmjax.pieces import (
     by_slot,
     cut,
@@ -62,57 +75,6 @@ from lstmjax.recurrence import product
 from lstmjax.tangents import dense, is_zero, varying_like, zero_is_none
 
 RESIDUALS = ("gates", "recompute", "sqrt")
-JOINED = 2**18  # weights; beyond it the copy costs more than it gives
-
-
-class _Inputs(NamedTuple):
-    """What the recurrence is differentiated with respect to; with slots, ``state`` is by slot."""
-
-    xs: jax.Array
-    w_x: jax.Array
-    b: jax.Array
-    w_h: jax.Array
-    peephole: jax.Array | None
-    w_proj: jax.Array | None
-    state: Any
-    reset_to: Any  # None without resets
-
-
-class _Known(NamedTuple):
-    """What it is not differentiated with respect to."""
-
-    valid: jax.Array | None  # [T, B] bool
-    resets: jax.Array | None  # [T, B] bool
-    begins: jax.Array | None  # [T] bool, with a truncation
-    old_h: jax.Array | None  # [T, B, P] bool: where zoneout keeps the old h
-    old_c: jax.Array | None  # [T, B, H] bool: where it keeps the old c
-    cell_clip: jax.Array | None
-    proj_clip: jax.Array | None
-
-    @property
-    def of_steps(self) -> tuple:
-        """What has an axis of time."""
-        return self[:5]
-
-
-class _How(NamedTuple):
-    """What chooses the program."""
-
-    kinds: checks.Dtypes
-    reverse: bool
-    unroll: int
-    residuals: str
-    coupled: bool
-    truncation: Truncation | None
-    piece: int  # steps
-
-
-class _Kept(NamedTuple):
-    """What the forward loop leaves for the derivative, [T, B, ·] each."""
-
-    gates: tuple | None  # i, f, g, o, or i, g, o where f = 1 − i
-    h: jax.Array | None  # after each step; None where it is the output
-    c: jax.Array | None  # after each step
 
 
 def by_hand(residuals: str = "gates", coupled: bool = False) -> Callable:
@@ -167,7 +129,7 @@ def fused(
     """
     piece = steps_of_a_piece(len(xs), residuals)
     kinds = checks.dtypes(xs, params)
-    how = _How(kinds, reverse, min(unroll, piece) or 1, residuals, coupled, truncation, piece)
+    how = How(kinds, reverse, min(unroll, piece) or 1, residuals, coupled, truncation, piece)
     # Kept apart from their dtype, so that the gradients of pieces are summed in float32 at least.
     w_x, b, *weights = (
         None if w is None else w.astype(kinds.keep)
@@ -175,13 +137,13 @@ def fused(
     )
 
     def run(how, state, reset_to, xs, at):
-        inputs = _Inputs(xs, w_x, b, *weights, state, reset_to)
-        return _recurrence(how, inputs, _Known(*at, cell_clip, proj_clip))
+        inputs = Inputs(xs, w_x, b, *weights, state, reset_to)
+        return _recurrence(how, inputs, Known(*at, cell_clip, proj_clip))
 
     return in_parts(run, how, params, state, xs, mask, resets, reset_to, zoneout)
 
 
-def _recurrence(how: _How, inputs: _Inputs, known: _Known) -> tuple[Any, jax.Array]:
+def _recurrence(how: How, inputs: Inputs, known: Known) -> tuple[Any, jax.Array]:
     @jax.custom_jvp
     def run(inputs, known):
         final, hs, _ = _forward(how, first_slot(how, inputs), known, keep="nothing")
@@ -196,11 +158,11 @@ def _recurrence(how: _How, inputs: _Inputs, known: _Known) -> tuple[Any, jax.Arr
     return run(inputs, known)
 
 
-def _forward(how: _How, inputs: _Inputs, known: _Known, keep: str) -> tuple[Any, jax.Array, Any]:
+def _forward(how: How, inputs: Inputs, known: Known, keep: str) -> tuple[Any, jax.Array, Any]:
     """The recurrence itself, and what its derivative needs: for "sqrt", the state [N, B, ·] before
-    each of the N pieces, otherwise ``_Kept``."""
+    each of the N pieces, otherwise ``Kept``."""
     kinds, state_kind = how.kinds, type(inputs.state)
-    peephole, weights = _rows_of(inputs, how), _joined(inputs, kinds)
+    peephole, weights = rows_of(inputs, how), joined(inputs, kinds)
     held = known.valid is not None or known.resets is not None
     # Then hs is no stack of the loop.
     told = keep == "gates" and _is_told(inputs, known) and not held
@@ -208,19 +170,19 @@ def _forward(how: _How, inputs: _Inputs, known: _Known, keep: str) -> tuple[Any,
     def body(state, at_t):
         x_t, valid_t, reset_t, *old_t = at_t
         h_tm1, c_tm1 = reset(reset_t, inputs.reset_to, state)
-        z = _sums(inputs, x_t, h_tm1, weights, how)
-        *gates, g = _written(z, c_tm1, peephole)
+        z = sums(inputs, x_t, h_tm1, weights, how)
+        *gates, g = written(z, c_tm1, peephole)
         i, f = gates if len(gates) == 2 else (gates[0], 1 - gates[0])
-        c, _ = _clip(f * c_tm1 + i * g, known.cell_clip)
-        o = jax.nn.sigmoid(_peep(z[-1], peephole[-1], c))
+        c, _ = clip(f * c_tm1 + i * g, known.cell_clip)
+        o = jax.nn.sigmoid(peep(z[-1], peephole[-1], c))
         h = o * jnp.tanh(c)
         if inputs.w_proj is not None:
-            h, _ = _clip(product(h, inputs.w_proj, kinds), known.proj_clip)
+            h, _ = clip(product(h, inputs.w_proj, kinds), known.proj_clip)
         old, new = state_kind(h_tm1, c_tm1), state_kind(h.astype(kinds.compute), c)
-        after, h_t = hold(valid_t, _zoned_out(old_t, old, new), old)
+        after, h_t = hold(valid_t, zoned_out(old_t, old, new), old)
         gates = (*gates, g, o) if keep == "gates" else None
         none = keep not in ("gates", "recompute")
-        kept = None if none else _Kept(gates, after.h if held else None, after.c)
+        kept = None if none else Kept(gates, after.h if held else None, after.c)
         return after, (None if told else h_t, kept)
 
     def piece(state, at):
@@ -239,7 +201,7 @@ def _forward(how: _How, inputs: _Inputs, known: _Known, keep: str) -> tuple[Any,
 
 
 def _tangent(
-    how: _How, inputs: _Inputs, known: _Known, kept: Any, hs: jax.Array, dots: _Inputs
+    how: How, inputs: Inputs, known: Known, kept: Any, hs: jax.Array, dots: Inputs
 ) -> tuple[Any, jax.Array]:
     """The tangents of the final state and of hs: linear in ``dots``, the tangents of ``inputs``."""
     given = jax.tree.map(zero_is_none, dots, is_leaf=is_zero)
@@ -256,7 +218,7 @@ def _tangent(
     def piece(state, at):
         number, x, dot_x, kept, outputs, of_steps, before = at
         before = _before(how, number, inputs, *whole) if before is None else before
-        own, known = inputs._replace(xs=x, state=before), _Known(*of_steps, *clips)
+        own, known = inputs._replace(xs=x, state=before), Known(*of_steps, *clips)
         steps = _again(how, own, known, kept, outputs)
         parts = _piece_of_tangent(how, own, known, steps)
         return parts(given._replace(xs=dot_x), state, reset_to)
@@ -276,14 +238,14 @@ def _tangent(
     return final, joint(dot_hs)
 
 
-def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
+def _piece_of_tangent(how: How, inputs: Inputs, known: Known, steps: tuple):
     """``run(given, state, reset_to)``: the loop of ``_tangent`` over steps that are known."""
     kinds, state_kind = how.kinds, type(inputs.state)
     gates, h_tm1, c_tm1, c = steps
     m = gates[-1] * jnp.tanh(c)
     within = None
     if inputs.w_proj is not None and known.proj_clip is not None:
-        within = _clip(flat(m, inputs.w_proj, kinds), known.proj_clip)[1]
+        within = clip(flat(m, inputs.w_proj, kinds), known.proj_clip)[1]
     coefficients = _coefficients(how, inputs, known.cell_clip, gates, c_tm1, c)
 
     def run(given, state, reset_to):
@@ -303,7 +265,7 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
                 h = h if to_h_t is None else h + to_h_t
                 h = h if within_t is None else h * within_t
             old, new = state_kind(h_tm1, c_tm1), state_kind(h.astype(kinds.compute), c)
-            return hold(valid_t, _zoned_out(old_t, old, new), old)
+            return hold(valid_t, zoned_out(old_t, old, new), old)
 
         at = (driven, coefficients, within, to_h)
         at = (*at, known.valid, known.resets, known.old_h, known.old_c)
@@ -313,7 +275,7 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, steps: tuple):
     return run
 
 
-def _driven(how: _How, inputs: _Inputs, given: _Inputs, h_tm1, c_tm1, c, dot_xs) -> jax.Array:
+def _driven(how: How, inputs: Inputs, given: Inputs, h_tm1, c_tm1, c, dot_xs) -> jax.Array:
     """What stands in brackets in the equation of ż, [T, B, GH], of what is given."""
     kinds = how.kinds
     driven = jnp.zeros((*c.shape[:2], inputs.w_h.shape[1]), kinds.keep)
@@ -332,9 +294,9 @@ def _driven(how: _How, inputs: _Inputs, given: _Inputs, h_tm1, c_tm1, c, dot_xs)
     return driven
 
 
-def _coefficients(how: _How, inputs: _Inputs, cell_clip: Any, gates: tuple, c_tm1, c) -> tuple:
+def _coefficients(how: How, inputs: Inputs, cell_clip: Any, gates: tuple, c_tm1, c) -> tuple:
     """α, β, then k of each block: what the derivative multiplies with, at all steps."""
-    *p, p_o = _rows_of(inputs, how)
+    *p, p_o = rows_of(inputs, how)
     tanh_c = jnp.tanh(c)
     if how.coupled:
         i, g, o = gates
@@ -348,7 +310,7 @@ def _coefficients(how: _How, inputs: _Inputs, cell_clip: Any, gates: tuple, c_tm
         alpha = sum((k_n * rows(p_n, c) for k_n, p_n in zip(k, p, strict=True)), f)
         beta = beta + k_o * rows(p_o, c)
     k = [alpha, *k, i * (1 - g * g)]
-    within = _clip(f * c_tm1 + i * g, cell_clip)[1]
+    within = clip(f * c_tm1 + i * g, cell_clip)[1]
     alpha, *k = k if within is None else [within * k_n for k_n in k]
     return (alpha, beta, *k, k_o)
 
@@ -356,7 +318,7 @@ def _coefficients(how: _How, inputs: _Inputs, cell_clip: Any, gates: tuple, c_tm
 # ---- what was kept, and what is computed again --------------------------------------------------
 
 
-def _again(how: _How, inputs: _Inputs, known: _Known, kept: Any, outputs: Any) -> tuple:
+def _again(how: How, inputs: Inputs, known: Known, kept: Any, outputs: Any) -> tuple:
     """``(gates, h_{t-1}, c_{t-1}, c_t)`` of the steps of a piece, from what was kept of them; with
     zoneout, c_t is the cell's own, before any old one is put back."""
     if how.residuals == "sqrt":
@@ -371,20 +333,20 @@ def _again(how: _How, inputs: _Inputs, known: _Known, kept: Any, outputs: Any) -
         )
         where = known.resets[:, :, None]
         h_tm1, c_tm1 = jnp.where(where, to.h, h_tm1), jnp.where(where, to.c, c_tm1)
-    z, peephole = None, _rows_of(inputs, how)
+    z, peephole = None, rows_of(inputs, how)
     if gates is None:
-        z = _sums(inputs, inputs.xs, h_tm1, _joined(inputs, how.kinds), how)
-        gates = _written(z, c_tm1, peephole)
+        z = sums(inputs, inputs.xs, h_tm1, joined(inputs, how.kinds), how)
+        gates = written(z, c_tm1, peephole)
     if known.old_c is not None:
         i, *f, g = gates if z is not None else gates[:-1]
         f = f[0] if f else 1 - i
-        c, _ = _clip(f * c_tm1 + i * g, known.cell_clip)
+        c, _ = clip(f * c_tm1 + i * g, known.cell_clip)
     if z is not None:
-        gates = (*gates, jax.nn.sigmoid(_peep(z[-1], peephole[-1], c)))
+        gates = (*gates, jax.nn.sigmoid(peep(z[-1], peephole[-1], c)))
     return gates, h_tm1, c_tm1, c
 
 
-def _before(how: _How, number: jax.Array, inputs: _Inputs, kept: _Kept, outputs: Any) -> Any:
+def _before(how: How, number: jax.Array, inputs: Inputs, kept: Kept, outputs: Any) -> Any:
     """The state before piece ``number``, from what was kept of all steps."""
     first, (kept, outputs) = row_before(how, number, (kept, outputs))
     h = kept.h if kept.h is not None else outputs if outputs is not None else _told(how, kept)
@@ -392,70 +354,11 @@ def _before(how: _How, number: jax.Array, inputs: _Inputs, kept: _Kept, outputs:
     return jax.tree.map(partial(jnp.where, first), inputs.state, after)
 
 
-def _is_told(inputs: _Inputs, known: _Known) -> bool:
+def _is_told(inputs: Inputs, known: Known) -> bool:
     """Whether h after a step follows from its gates and c, as ``_told`` has it."""
     return inputs.w_proj is None and known.old_h is None and known.old_c is None
 
 
-def _told(how: _How, kept: _Kept) -> jax.Array:
+def _told(how: How, kept: Kept) -> jax.Array:
     """h after each step, from its gates and c, as the forward loop computed it."""
     return (kept.gates[-1] * jnp.tanh(kept.c)).astype(how.kinds.compute)
-
-
-# ---- parts of both loops ------------------------------------------------------------------------
-
-
-def _joined(inputs: _Inputs, kinds: checks.Dtypes) -> jax.Array | None:
-    """[W_x; W_h], [D + P, GH]; None where they are large."""
-    if inputs.w_x.size + inputs.w_h.size > JOINED:
-        return None
-    return jnp.concatenate([w.astype(kinds.compute) for w in (inputs.w_x, inputs.w_h)])
-
-
-def _sums(inputs: _Inputs, x: jax.Array, h_tm1: jax.Array, joined: Any, how: _How) -> list:
-    """The blocks of x W_x + h_{t-1} W_h + b, [..., H] each.
-
-    As one product [x; h_{t-1}] [W_x; W_h] where the weights are ``joined``: XLA's CPU compiler
-    leaves element-wise work on the sum of two products unvectorised.
-    """
-    kinds = how.kinds
-    if joined is None:
-        z = flat(x, inputs.w_x, kinds) + flat(h_tm1, inputs.w_h, kinds)
-    else:
-        both = [a.astype(kinds.compute) for a in (x, h_tm1)]
-        z = flat(jnp.concatenate(both, axis=-1), joined, kinds)
-    z = z + jnp.broadcast_to(inputs.b.astype(kinds.keep), z.shape)
-    return jnp.split(z, 3 if how.coupled else 4, axis=-1)
-
-
-def _written(z: list, c_tm1: jax.Array, peephole: tuple) -> tuple:
-    """i, f and g; i and g where f = 1 − i."""
-    *into, z_g, _ = z
-    pairs = zip(into, peephole[:-1], strict=True)
-    opened = (jax.nn.sigmoid(_peep(b, p, c_tm1)) for b, p in pairs)
-    return (*opened, jnp.tanh(z_g))
-
-
-def _peep(z: jax.Array, p: jax.Array | None, c: jax.Array) -> jax.Array:
-    # Not a row of zeros where there are none: at H = 10 that made the forward pass twice as slow.
-    return z if p is None else z + rows(p, c) * c
-
-
-def _zoned_out(old_t: list, old: Any, new: Any) -> Any:
-    """The state after a step: the old h and c where zoneout keeps them."""
-    kept = zip(old_t, old, new, strict=True)
-    return type(new)(*(b if where is None else jnp.where(where, a, b) for where, a, b in kept))
-
-
-def _clip(value: jax.Array, bound: Any) -> tuple[jax.Array, jax.Array | None]:
-    """``value`` within ±bound, and the derivative of that."""
-    if bound is None:
-        return value, None
-    return jax.jvp(lambda v: jnp.clip(v, -bound, bound), (value,), (jnp.ones_like(value),))
-
-
-def _rows_of(inputs: _Inputs, how: _How) -> tuple:
-    """The peepholes [H]; None where there are none."""
-    if inputs.peephole is None:
-        return (None,) * (2 if how.coupled else 3)
-    return tuple(inputs.peephole.astype(how.kinds.keep))

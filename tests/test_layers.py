@@ -37,6 +37,7 @@ LAYERS = (
     {"gated"},
     {"cudnn", "fused_cells", "onednn"},
     {"fused"},
+    {"fused_parts"},
     {"pieces"},
     {"recurrence"},
     {"bptt", "dropout", "initializers", "weight_trees"},
