@@ -89,11 +89,12 @@ _CHOSEN = (
 )
 _BEST = "Tested once, with the weights of the epoch that is best on 5,000 validation images."
 _LOOKED = (
-    f"{_BEST} Step size and forget bias (1 or chrono) are those, of the few that were tried, that "
-    "were furthest on validation after two to four epochs of one seed"
+    f"{_BEST} Step size and forget bias ({{}}) are those, of the few that were tried, that were "
+    "furthest on validation after two to four epochs of one seed"
 )
-_FOUND = f"{_LOOKED}."
-_FOUND_SMALL = f"{_LOOKED} of the 196 steps."
+_FOUND = f"{_LOOKED.format('1 or chrono')}."
+_FOUND_ROWS = f"{_LOOKED.format('1, chrono or uniform_gate')} of the 196 steps."
+_FOUND_SMALL = f"{_LOOKED.format('1 or chrono')} of the 196 steps."
 _PERMUTED = "permuted MNIST, 784 pixels in the order {}, LSTM(128) with zoneout, 20 epochs"
 _HELD_OUT = (
     _ACCURACY,
@@ -137,14 +138,14 @@ _ORDERS = (
 
 TASKS = {
     "smnist-small": Row(
-        "MNIST pixel by pixel, 14 × 14, LSTM(128), 20 epochs", "no paper's", _CHOSEN, _FOUND
+        "MNIST pixel by pixel, 14 × 14, LSTM(128), 20 epochs", "no paper's", _CHOSEN, _FOUND_ROWS
     ),
     "smnist-small-permuted": Row(
         "the same in the order numpy-92916, zoneout", "no paper's", _CHOSEN, _FOUND
     ),
     "smnist-pixels": Row(
         "MNIST pixel by pixel, 784 pixels, LSTM(128), 20 epochs", "Le et al. (2015)", _CHOSEN,
-        _FOUND, _PIXELS,
+        _FOUND_ROWS, _PIXELS,
     ),
     "smnist-numpy-92916": Row(
         _PERMUTED.format("numpy-92916"), "expRNN (Lezcano-Casado, 2019)", _CHOSEN, _FOUND_SMALL,
