@@ -145,11 +145,13 @@ TASKS = {
     ),
     "smnist-pixels": Row(
         "MNIST pixel by pixel, 784 pixels, LSTM(128), 20 epochs", "Le et al. (2015)", _CHOSEN,
-        _FOUND_ROWS, _PIXELS,
+        f"{_FOUND_ROWS} Before, with chrono biases, all 20 epochs were run twice, as they are and "
+        "with images moved by up to a pixel: validation 0.982 and 0.983.", _PIXELS,
     ),
     "smnist-numpy-92916": Row(
-        _PERMUTED.format("numpy-92916"), "expRNN (Lezcano-Casado, 2019)", _CHOSEN, _FOUND_SMALL,
-        _ORDERS,
+        _PERMUTED.format("numpy-92916"), "expRNN (Lezcano-Casado, 2019)", _CHOSEN,
+        f"{_FOUND_SMALL} Zoneout is for what was seen without it: validation 0.902, train 0.986. "
+        "Single tests ran on the same cores for some minutes.", _ORDERS,
     ),
     "smnist-torch-12008": Row(
         _PERMUTED.format("torch-12008"), "coRNN (Rusch & Mishra, 2021)", _CHOSEN, _FOUND_SMALL,
