@@ -196,11 +196,13 @@ def _refined(name: str) -> Config:
 PRESETS = {
     "small": Config(forget_bias="uniform_gate", learning_rate=8e-3),
     "small-permuted": Config(
-        preset="small-permuted", permutation="numpy-92916", learning_rate=8e-3, zoneout=0.15
+        preset="small-permuted",
+        permutation="numpy-92916",
+        forget_bias="uniform_gate",
+        learning_rate=8e-3,
+        zoneout=0.15,
     ),
-    "pixels": Config(
-        preset="pixels", order="pixels", forget_bias="uniform_gate", learning_rate=8e-3
-    ),
+    "pixels": Config(preset="pixels", order="pixels", forget_bias="chrono", learning_rate=8e-3),
     **{
         name: Config(
             preset=name, order="pixels", permutation=name, learning_rate=8e-3, zoneout=0.15
