@@ -43,6 +43,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.bptt import Truncation, over_slots
+from lstmjax.dropout import Noise, zoned_out
 from lstmjax.fused_parts import (
     How,
     Inputs,
@@ -54,7 +55,6 @@ from lstmjax.fused_parts import (
     rows_of,
     sums,
     written,
-    zoned_out,
 )
 from lstmjax.pieces import (
     by_slot,
@@ -105,7 +105,7 @@ def fused(
     reverse: bool = False,
     unroll: int = 1,
     truncation: Truncation | None = None,
-    zoneout: tuple = (None, None),
+    noise: Noise | None = None,
     residuals: str = "gates",
     coupled: bool = False,
 ) -> tuple[Any, jax.Array]:
@@ -120,7 +120,7 @@ def fused(
       cell_clip, proj_clip: bounds, or None; not differentiated with respect to.
       reverse, unroll: as in ``lstm``.
       truncation: of the derivative, one that cuts an error, or None (bptt.py).
-      zoneout: where the old h [T, B, P] and the old c [T, B, H] are kept, bool or None each.
+      noise: masks of zoneout alone, or None.
       residuals: "gates", "recompute" or "sqrt"; the results are the same.
       coupled: whether f = 1 − i, with blocks i, g, o and peepholes i, o (``variants.cifg``).
 
@@ -140,7 +140,7 @@ def fused(
         inputs = Inputs(xs, w_x, b, *weights, state, reset_to)
         return _recurrence(how, inputs, Known(*at, cell_clip, proj_clip))
 
-    return in_parts(run, how, params, state, xs, mask, resets, reset_to, zoneout)
+    return in_parts(run, how, params, state, xs, mask, resets, reset_to, (noise,))
 
 
 def _recurrence(how: How, inputs: Inputs, known: Known) -> tuple[Any, jax.Array]:
@@ -168,7 +168,7 @@ def _forward(how: How, inputs: Inputs, known: Known, keep: str) -> tuple[Any, ja
     told = keep == "gates" and _is_told(inputs, known) and not held
 
     def body(state, at_t):
-        x_t, valid_t, reset_t, *old_t = at_t
+        x_t, valid_t, reset_t, noise_t = at_t
         h_tm1, c_tm1 = reset(reset_t, inputs.reset_to, state)
         z = sums(inputs, x_t, h_tm1, weights, how)
         *gates, g = written(z, c_tm1, peephole)
@@ -179,7 +179,7 @@ def _forward(how: How, inputs: Inputs, known: Known, keep: str) -> tuple[Any, ja
         if inputs.w_proj is not None:
             h, _ = clip(product(h, inputs.w_proj, kinds), known.proj_clip)
         old, new = state_kind(h_tm1, c_tm1), state_kind(h.astype(kinds.compute), c)
-        after, h_t = hold(valid_t, zoned_out(old_t, old, new), old)
+        after, h_t = hold(valid_t, _with_zoneout(noise_t, old, new), old)
         gates = (*gates, g, o) if keep == "gates" else None
         none = keep not in ("gates", "recompute")
         kept = None if none else Kept(gates, after.h if held else None, after.c)
@@ -190,7 +190,7 @@ def _forward(how: How, inputs: Inputs, known: Known, keep: str) -> tuple[Any, ja
         return final, (hs, state)
 
     scan = partial(jax.lax.scan, reverse=how.reverse)
-    at = (inputs.xs, known.valid, known.resets, known.old_h, known.old_c)
+    at = (inputs.xs, known.valid, known.resets, known.noise)
     if keep != "sqrt":
         final, (hs, kept) = scan(body, inputs.state, at, unroll=how.unroll)
         hs = _told(how, kept) if told else hs
@@ -254,7 +254,7 @@ def _piece_of_tangent(how: How, inputs: Inputs, known: Known, steps: tuple):
         to_h = None if given.w_proj is None else flat(m, given.w_proj, kinds)
 
         def body(state, at_t):
-            driven_t, (alpha, beta, *k, k_o), within_t, to_h_t, valid_t, reset_t, *old_t = at_t
+            driven_t, (alpha, beta, *k, k_o), within_t, to_h_t, valid_t, reset_t, noise_t = at_t
             h_tm1, c_tm1 = reset(reset_t, reset_to, state)
             z = driven_t + product(h_tm1, inputs.w_h, kinds)
             *z, z_o = jnp.split(z, len(gates), axis=-1)
@@ -265,10 +265,10 @@ def _piece_of_tangent(how: How, inputs: Inputs, known: Known, steps: tuple):
                 h = h if to_h_t is None else h + to_h_t
                 h = h if within_t is None else h * within_t
             old, new = state_kind(h_tm1, c_tm1), state_kind(h.astype(kinds.compute), c)
-            return hold(valid_t, zoned_out(old_t, old, new), old)
+            return hold(valid_t, _with_zoneout(noise_t, old, new), old)
 
         at = (driven, coefficients, within, to_h)
-        at = (*at, known.valid, known.resets, known.old_h, known.old_c)
+        at = (*at, known.valid, known.resets, known.noise)
         many = over_slots(how.truncation, body, (slots, *[None] * (len(at) - 1)))
         return jax.lax.scan(many, state, (known.begins, at), reverse=how.reverse, unroll=how.unroll)
 
@@ -337,7 +337,7 @@ def _again(how: How, inputs: Inputs, known: Known, kept: Any, outputs: Any) -> t
     if gates is None:
         z = sums(inputs, inputs.xs, h_tm1, joined(inputs, how.kinds), how)
         gates = written(z, c_tm1, peephole)
-    if known.old_c is not None:
+    if known.noise is not None and known.noise.zoneout_c is not None:
         i, *f, g = gates if z is not None else gates[:-1]
         f = f[0] if f else 1 - i
         c, _ = clip(f * c_tm1 + i * g, known.cell_clip)
@@ -354,9 +354,14 @@ def _before(how: How, number: jax.Array, inputs: Inputs, kept: Kept, outputs: An
     return jax.tree.map(partial(jnp.where, first), inputs.state, after)
 
 
+def _with_zoneout(noise_t: Noise | None, old: Any, new: Any) -> Any:
+    """The state after a step, or its tangent."""
+    return new if noise_t is None else zoned_out(noise_t, noise_t, old, new)
+
+
 def _is_told(inputs: Inputs, known: Known) -> bool:
     """Whether h after a step follows from its gates and c, as ``_told`` has it."""
-    return inputs.w_proj is None and known.old_h is None and known.old_c is None
+    return inputs.w_proj is None and known.noise is None
 
 
 def _told(how: How, kept: Kept) -> jax.Array:

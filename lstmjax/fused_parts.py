@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.bptt import Truncation
+from lstmjax.dropout import Noise
 from lstmjax.pieces import flat, rows
 
 JOINED = 2**18  # weights; beyond it the copy costs more than it gives
@@ -31,15 +32,14 @@ class Known(NamedTuple):
     valid: jax.Array | None  # [T, B] bool
     resets: jax.Array | None  # [T, B] bool
     begins: jax.Array | None  # [T] bool, with a truncation
-    old_h: jax.Array | None  # [T, B, P] bool: where zoneout keeps the old h
-    old_c: jax.Array | None  # [T, B, H] bool: where it keeps the old c
+    noise: Noise | None  # masks of zoneout alone
     cell_clip: jax.Array | None
     proj_clip: jax.Array | None
 
     @property
     def of_steps(self) -> tuple:
         """What has an axis of time."""
-        return self[:5]
+        return self[:4]
 
 
 class How(NamedTuple):
@@ -100,12 +100,6 @@ def peep(z: jax.Array, p: jax.Array | None, c: jax.Array) -> jax.Array:
     """A gate's sum with what it sees of the cell."""
     # Not a row of zeros where there are none: at H = 10 that made the forward pass twice as slow.
     return z if p is None else z + rows(p, c) * c
-
-
-def zoned_out(old_t: list, old: Any, new: Any) -> Any:
-    """The state after a step: the old h and c where zoneout keeps them."""
-    kept = zip(old_t, old, new, strict=True)
-    return type(new)(*(b if where is None else jnp.where(where, a, b) for where, a, b in kept))
 
 
 def clip(value: jax.Array, bound: Any) -> tuple[jax.Array, jax.Array | None]:

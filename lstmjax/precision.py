@@ -60,11 +60,10 @@ def in_bfloat16(
     xs = xs.astype(jnp.bfloat16)
     over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reverse": reverse}
     how = {"method": method, "unroll": unroll, "truncation": truncation}
-    if layer is lstm and method == "fused" and zoneout_alone(noise):
-        how["noise"], noise = noise, None
-    if layer is lstm and method not in ("scan", "unrolled") and noise is None:
+    known = noise is None or (method == "fused" and zoneout_alone(noise))
+    if layer is lstm and method not in ("scan", "unrolled") and known:
         # A derivative by hand takes a weight's gradient in one product after the loop.
-        options |= {"reset_to": reset_to} | over_time | how
+        options |= {"reset_to": reset_to, "noise": noise} | over_time | how
         return layer(_rounded(params), xs, state, **options)
     first = init_learned_state(params).state
     first = jax.tree.map(lambda part: jnp.zeros((xs.shape[-2], *part.shape), part.dtype), first)

@@ -185,9 +185,9 @@ def recur_compiled(
       static: options of ``step`` that choose the program, as (name, value) pairs.
       by_hand: by method, ``run(params, state, xs, **arrays, reverse, unroll, **traced)``: the same
         recurrence by other means. They know no noise: with it "fused" is "scan", and others refuse.
-      zoneout_by_hand: whether "fused" is given the masks of zoneout, where there is no other noise,
-        as ``zoneout=(where the old h is kept, the same of c)``.
         "fused" is given a ``truncation`` that cuts an error, and others refuse it.
+      zoneout_by_hand: whether "fused" is given the masks of zoneout, as ``noise``, where there is no
+        other noise.
       state, xs, mask, lengths, resets, reset_to, reverse, noise, method, unroll, truncation: as in
         ``recur``.
 
@@ -214,10 +214,10 @@ def recur_compiled(
         raise ValueError(f"truncation: got {pair} with method {method!r}, expected None")
     if (truncation := bptt.within(truncation, steps)) is not None:
         arrays["truncation"] = truncation
-    if method == "fused" and zoneout_by_hand and zoneout_alone(noise):
-        noise, arrays["zoneout"] = None, (noise.zoneout_h, noise.zoneout_c)
-    if method in by_hand and noise is None:
-        del arrays["noise"]
+    knows = method == "fused" and zoneout_by_hand and zoneout_alone(noise)
+    if method in by_hand and (noise is None or knows):
+        if noise is None:
+            del arrays["noise"]
         return _compiled_by_hand(
             by_hand[method], params, state, xs, arrays, traced or {}, reverse, int(unroll)
         )

@@ -191,7 +191,7 @@ def rounded(tree):
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(jnp.bfloat16), tree)
 
 
-@pytest.mark.parametrize("case", ["lstm", "lstm, noise", "gru", "gru, before"])
+@pytest.mark.parametrize("case", ["lstm", "lstm, noise", "lstm, zoneout", "gru", "gru, before"])
 def test_every_option_is_the_layers(case):
     """Its value is that of the layer whose weights were rounded before; its gradient is not."""
     cell = case.partition(",")[0]
@@ -202,8 +202,10 @@ def test_every_option_is_the_layers(case):
     mask, resets = holes_and_resets()
     options = {"mask": mask, "lengths": np.array([7, 6, 5, 3]), "resets": resets}
     options |= {"reset_to": reset_to}
+    rates = {}
     if "noise" in case:
         rates = {"input_dropout": 0.3, "recurrent_dropout": 0.4, "state_dropout": 0.2}
+    if "noise" in case or "zoneout" in case:
         rates |= {"zoneout_h": 0.3, "zoneout_c": 0.4}
         options["noise"] = recurrent_noise(jax.random.key(3), params, xs, **rates)
     own = {"reverse": True}
@@ -223,7 +225,7 @@ def test_every_option_is_the_layers(case):
     assert jax.tree.map(jnp.result_type, got) == jax.tree.map(jnp.result_type, want)
     nothing = {"mask": np.ones_like(mask), "lengths": np.full(4, 7), "resets": 0 * resets}
     nothing |= {"reset_to": state}
-    if "noise" in case:
+    if "noise" in options:
         nothing["noise"] = jax.tree.map(jnp.zeros_like, options["noise"])
     for name in options:  # each does something
         assert changed(got, run(**options | {name: nothing[name]})) > 0.01, name
