@@ -186,8 +186,8 @@ def recur_compiled(
       by_hand: by method, ``run(params, state, xs, **arrays, reverse, unroll, **traced)``: the same
         recurrence by other means. They know no noise: with it "fused" is "scan", and others refuse.
         "fused" is given a ``truncation`` that cuts an error, and others refuse it.
-      zoneout_by_hand: whether "fused" is given the masks of zoneout, as ``noise``, where there is no
-        other noise.
+      zoneout_by_hand: whether "fused" is given the masks of zoneout, as ``noise``, where there is
+        no other noise.
       state, xs, mask, lengths, resets, reset_to, reverse, noise, method, unroll, truncation: as in
         ``recur``.
 
