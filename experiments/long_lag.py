@@ -188,9 +188,9 @@ def check(config: Config) -> None:
 
 
 def forget_bias(cell: str, steps: int) -> float | GateBias | None:
-    """What a cell's name says of it: lstm nothing, lstm-4 a number, lstm-chrono a law."""
+    """What a cell's name says: lstm nothing, lstm-4 a number, lstm-chrono a law for the length."""
     name, _, law = cell.partition("-")
-    return gate_bias(f"chrono:{steps}" if law == "chrono" else law or None, name)
+    return gate_bias(law or None, name, steps)
 
 
 def make_model(config: Config, task: Task, cell: str) -> SequenceModel:

@@ -76,7 +76,8 @@ class Config:
     init: Init = "tf1"
     """Initial law of the recurrent layers (the GRU and the RNNs have keras and lstmjax alone)."""
     forget_bias: str | None = None
-    """The forget gate's initial bias: a number, chrono:T or uniform_gate; that of init if none."""
+    """The forget gate's initial bias: a number, chrono:T, log_uniform:T or uniform_gate; that of
+    init if none."""
     learned_state: bool = False
     """Whether the state before the first step is learned, or zero."""
     learning_rate: float = 1e-4

@@ -159,7 +159,8 @@ class Config:
     init: Init = "lstmjax"
     """Initial law of the recurrent layer."""
     forget_bias: str | None = None
-    """The forget gate's initial bias: a number, chrono:T or uniform_gate; that of init if none."""
+    """The forget gate's initial bias: a number, chrono:T, log_uniform:T or uniform_gate; that of
+    init if none."""
     learning_rate: float = 1e-3
     """Adam's step size, the largest one under a schedule."""
     schedule: Literal["constant", "cosine", "linear"] = "linear"

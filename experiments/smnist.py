@@ -110,8 +110,8 @@ class Config:
     init: Init = "lstmjax"
     """Initial law of the recurrent layers (the GRU and the RNNs have keras and lstmjax alone)."""
     forget_bias: str | None = None
-    """The forget gate's initial bias: a number, chrono:T, chrono (T is the sequence's own) or
-    uniform_gate; that of init if none."""
+    """The forget gate's initial bias: a number, chrono:T, log_uniform:T (without :T, it is the
+    sequence's own) or uniform_gate; that of init if none."""
     learned_state: bool = False
     """Whether the state before the first step is learned, or zero."""
     learning_rate: float = 1e-3
@@ -291,9 +291,8 @@ def inputs(images: np.ndarray, config: Config) -> np.ndarray:
 
 
 def forget_bias(config: Config) -> float | GateBias | None:
-    """What the text says; chrono alone is that of the sequence's length."""
-    own = f"chrono:{POSITIONS[config.order]}"
-    return gate_bias(own if config.forget_bias == "chrono" else config.forget_bias, config.cell)
+    """What the text says; a law of lags without one is that of the sequence's length."""
+    return gate_bias(config.forget_bias, config.cell, POSITIONS[config.order])
 
 
 def make_model(config: Config) -> SequenceModel:

@@ -12,7 +12,7 @@ from lstmjax.dropout import (
     word_dropout,
 )
 from lstmjax.gru import GRUParams, GRUState, gru, gru_step, init_gru
-from lstmjax.initializers import chrono, uniform_gate
+from lstmjax.initializers import chrono, log_uniform, uniform_gate
 from lstmjax.lstm import LSTMParams, LSTMState, init_lstm, lstm, lstm_step
 from lstmjax.optim import clip_by_norm, clipped_adam, tf_adam
 from lstmjax.recurrence import Bidirectional, bidirectional, stack
@@ -45,6 +45,7 @@ __all__ = [
     "init_rnn",
     "init_state",
     "locked_dropout",
+    "log_uniform",
     "lstm",
     "lstm_step",
     "make_eval_step",

@@ -7,6 +7,7 @@ in exactly that. Limits: glorot (Glorot & Bengio, 2010) is U(±√(6/(fan_in + f
 deviation 1/√fan_in.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,9 +132,7 @@ def chrono(max_lag: float) -> GateBias:
     Raises:
       ValueError: ``max_lag`` below 2.
     """
-    checks.number("max_lag", max_lag)
-    if max_lag < 2:
-        raise ValueError(f"max_lag: got {max_lag!r}, expected a number >= 2")
+    _check_lag(max_lag)
 
     def law(key: jax.Array, hidden_size: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         lag = jax.random.uniform(key, (hidden_size,), _wide(dtype), 1.0, max_lag - 1.0)
@@ -141,6 +140,40 @@ def chrono(max_lag: float) -> GateBias:
         return -b_f, b_f
 
     return law
+
+
+def log_uniform(max_lag: float) -> GateBias:
+    """Biases for dependencies of every order of magnitude up to ``max_lag`` steps.
+
+        b_f ~ U(0, log(max_lag − 1)),   b_i = −b_f
+
+    As ``chrono``, with the logarithms of the lags evenly spread in place of the lags: half of its
+    memories last for more than √max_lag steps, where half of chrono's do for more than max_lag/2.
+    No paper's.
+
+    Args:
+      max_lag: the longest dependency that is expected, in steps, >= 2.
+
+    Returns:
+      A law for ``forget_bias=`` of ``init_lstm``.
+
+    Raises:
+      ValueError: ``max_lag`` below 2.
+    """
+    _check_lag(max_lag)
+
+    def law(key: jax.Array, hidden_size: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+        longest = math.log(max_lag - 1.0)
+        b_f = jax.random.uniform(key, (hidden_size,), _wide(dtype), 0.0, longest).astype(dtype)
+        return -b_f, b_f
+
+    return law
+
+
+def _check_lag(max_lag: float) -> None:
+    checks.number("max_lag", max_lag)
+    if max_lag < 2:
+        raise ValueError(f"max_lag: got {max_lag!r}, expected a number >= 2")
 
 
 def uniform_gate(key: jax.Array, hidden_size: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:

@@ -217,8 +217,9 @@ def init_lstm(
       proj_size: P >= 1, or None for no projection.
       peephole: whether to have peepholes.
       forget_bias: the forget gate's initial bias: a number (1 is the unit forget bias of
-        Jozefowicz, Zaremba & Sutskever, 2015); a law of ``initializers``, ``chrono(max_lag)`` or
-        ``uniform_gate``; or None for the framework's own, which is 1 unless said otherwise above.
+        Jozefowicz, Zaremba & Sutskever, 2015); a law of ``initializers``, ``chrono(max_lag)``,
+        ``log_uniform(max_lag)`` or ``uniform_gate``; or None for the framework's own, which is 1
+        unless said otherwise above.
       init: the law's name.
       dtype: floating dtype of all weights.
 

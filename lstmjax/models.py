@@ -22,7 +22,7 @@ from lstmjax.dropout import (
     word_dropout,
 )
 from lstmjax.gru import GRUParams, gru, init_gru
-from lstmjax.initializers import GateBias, chrono, uniform_gate
+from lstmjax.initializers import GateBias, chrono, log_uniform, uniform_gate
 from lstmjax.precision import bfloat16_dot, in_bfloat16
 from lstmjax.rnn import RNNParams, init_rnn, rnn
 from lstmjax.variants import VARIANTS, LearnedState, Variant, init_learned_state, learned_state
@@ -51,13 +51,20 @@ Init = Literal[
 Precision = Literal["float32", "bfloat16"]
 Method = Literal["fused", "scan", "unrolled", "onednn", "cudnn"]
 
+# The laws of a forget gate's bias that know the longest lag.
+LAGS = {"chrono": chrono, "log_uniform": log_uniform}
 
-def gate_bias(forget_bias: str | None, cell: str) -> float | GateBias | None:
+
+def gate_bias(
+    forget_bias: str | None, cell: str, steps: int | None = None
+) -> float | GateBias | None:
     """What a text says of the forget gate's initial bias.
 
     Args:
-      forget_bias: a number, "chrono:T" (dependencies of up to T steps), "uniform_gate", or None.
+      forget_bias: a number, "chrono:T" or "log_uniform:T" (dependencies of up to T steps),
+        "uniform_gate", or None.
       cell: one of ``CELLS``.
+      steps: T where the text is "chrono" or "log_uniform" alone.
 
     Returns:
       What ``init_lstm`` takes as ``forget_bias``.
@@ -67,6 +74,8 @@ def gate_bias(forget_bias: str | None, cell: str) -> float | GateBias | None:
     """
     if forget_bias is None:
         return None
+    if forget_bias in LAGS and steps is not None:
+        forget_bias = f"{forget_bias}:{steps}"
     if cell not in VARIANTS:
         raise ValueError(f"forget_bias: got {forget_bias}, expected none with the cell {cell}")
     if forget_bias == "uniform_gate":
@@ -76,14 +85,14 @@ def gate_bias(forget_bias: str | None, cell: str) -> float | GateBias | None:
         value = float(number)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or (law, colon) not in (("", ""), ("chrono", ":")):
-        expected = "a number, chrono:T or uniform_gate"
+    if not math.isfinite(value) or bool(colon) != bool(law) or (law and law not in LAGS):
+        expected = "a number, chrono:T, log_uniform:T or uniform_gate"
         raise ValueError(f"forget_bias: got {forget_bias}, expected {expected}")
     if law and value < 2:
-        raise ValueError(f"forget_bias: got {forget_bias}, expected chrono:T with T >= 2")
+        raise ValueError(f"forget_bias: got {forget_bias}, expected {law}:T with T >= 2")
     if not law and cell == "nfg":
         raise ValueError(f"forget_bias: got {forget_bias}, expected a law with the cell nfg")
-    return chrono(value) if law else value
+    return LAGS[law](value) if law else value
 
 
 # ---- modules ------------------------------------------------------------------------------------

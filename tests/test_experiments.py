@@ -262,7 +262,7 @@ WRONG = {
         ("--permutation bit_reversal", "--permutation: got bit_reversal, expected no other order"),
         (
             "--forget-bias big",
-            "--forget-bias: got big, expected a number, chrono:T or uniform_gate",
+            "--forget-bias: got big, expected a number, chrono:T, log_uniform:T or uniform_gate",
         ),
         ("--cell gru --init keras --forget-bias 1", "--forget-bias: got 1, expected none with the"),
         ("--locked-dropout 1", "--locked-dropout: got 1.0, expected 0 <= locked_dropout < 1"),

@@ -10,7 +10,7 @@ import oracle
 import pytest
 from flax import linen, nnx
 
-from lstmjax import LSTMParams, chrono, init_gru, init_lstm, init_rnn, uniform_gate
+from lstmjax import LSTMParams, chrono, init_gru, init_lstm, init_rnn, log_uniform, uniform_gate
 from lstmjax.initializers import INITS
 
 # D, H and P unequal and large enough that the laws' limits cannot be taken for one another.
@@ -204,7 +204,7 @@ def test_the_forget_bias_is_the_frameworks_own_a_number_or_a_law(init):
     number = draw(forget_bias=-2.5)
     assert np.array_equal(number[1], np.full(5, -2.5))
     assert np.array_equal(number[[0, 2, 3]], own[[0, 2, 3]])
-    for law in (chrono(50), uniform_gate):
+    for law in (chrono(50), log_uniform(50), uniform_gate):
         i, f, g, o = draw(forget_bias=law)
         assert np.array_equal(i, -f) and len(np.unique(f)) == 5
         assert np.array_equal([g, o], own[2:])
@@ -245,8 +245,19 @@ def test_chrono_biases_are_logarithms_of_uniform_lags(max_lag):
     assert np.array_equal([g, o], large_biases("equinox")[2:])
 
 
-def test_chrono_of_two_steps_is_no_bias():
-    i, f = chrono(2)(jax.random.key(8), 10, jnp.float32)
+@pytest.mark.parametrize("max_lag", [3, 784, 50.5])
+def test_log_uniform_biases_are_evenly_spread(max_lag):
+    """b_f ~ U(0, log(T − 1)), b_i = −b_f; the other two as they were."""
+    i, f, g, o = large_biases("equinox", log_uniform(max_lag))
+    assert np.array_equal(i, -f)
+    assert 0 <= f.min() and f.max() <= np.log(max_lag - 1) * (1 + 1e-6)
+    assert_follows(f.astype(np.float64), lambda x: x / np.log(max_lag - 1))
+    assert np.array_equal([g, o], large_biases("equinox")[2:])
+
+
+@pytest.mark.parametrize("law", [chrono, log_uniform])
+def test_lags_of_two_steps_are_no_bias(law):
+    i, f = law(2)(jax.random.key(8), 10, jnp.float32)
     assert not np.any(i) and not np.any(f)
 
 
@@ -263,7 +274,11 @@ def test_uniform_gates_are_evenly_spread():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("law", [chrono(1000), uniform_gate], ids=["chrono", "uniform_gate"])
+@pytest.mark.parametrize(
+    "law",
+    [chrono(1000), log_uniform(1000), uniform_gate],
+    ids=["chrono", "log_uniform", "uniform_gate"],
+)
 def test_narrow_biases_are_the_rounded_wide_ones(law, dtype):
     """Drawn in bfloat16, 1 − 1/H would be 1 and a gate's bias infinite."""
     wide = law(jax.random.key(10), 5000, jnp.float32)
@@ -277,6 +292,8 @@ def test_narrow_biases_are_the_rounded_wide_ones(law, dtype):
     ("call", "parts"),
     [
         (lambda: chrono(1.5), ("max_lag", "1.5", ">= 2")),
+        (lambda: log_uniform(1), ("max_lag", "1", ">= 2")),
+        (lambda: log_uniform(None), ("max_lag", "None", "number")),
         (lambda: chrono("8"), ("max_lag", "'8'", "number")),
         (lambda: chrono(float("inf")), ("max_lag", "inf", "finite")),
         (

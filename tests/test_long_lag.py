@@ -177,16 +177,18 @@ def test_forget_gates_start_as_the_cells_name_says():
     config = experiment.Config(task="copy", length=30, **TINY)
     task = experiment.make_task("copy", 30)
     biases = {}
-    for cell in ("lstm", "lstm-2.5", "lstm-chrono"):
+    for cell in ("lstm", "lstm-2.5", "lstm-chrono", "lstm-log_uniform"):
         model = experiment.make_model(config, task, cell)
         x = jnp.zeros((1, 2, task.kinds))
         params = quick(model.init, jax.random.key(0), x)["params"]
         biases[cell] = np.split(np.asarray(params["layer_0"]["weights"]["b"]), 4)
     for cell, bias in (("lstm", 1), ("lstm-2.5", 2.5)):
         assert np.all(biases[cell][1] == bias) and np.all(biases[cell][0] == 0)
-    forget = biases["lstm-chrono"][1]
-    assert np.all((0 < forget) & (forget < math.log(50 - 1))) and len(set(forget)) == 4
-    np.testing.assert_array_equal(biases["lstm-chrono"][0], -forget)
+    for law in ("chrono", "log_uniform"):
+        forget = biases[f"lstm-{law}"][1]
+        assert np.all((0 < forget) & (forget < math.log(50 - 1))) and len(set(forget)) == 4
+        np.testing.assert_array_equal(biases[f"lstm-{law}"][0], -forget)
+    assert not np.array_equal(biases["lstm-chrono"][1], forget)
 
 
 def test_a_seed_is_the_same_alone_and_among_others_and_sees_each_batch_once():

@@ -256,7 +256,7 @@ def test_a_learned_state_is_a_parameter_that_the_gradient_reaches(cell):
 def test_the_forget_bias_reaches_the_weights():
     xs = jnp.ones((1, 2, 3))
     biases = {}
-    for text in ("2.5", "chrono:20", "uniform_gate"):
+    for text in ("2.5", "chrono:20", "log_uniform:20", "uniform_gate"):
         model = SequenceModel("lstm", 50, 1, forget_bias=gate_bias(text, "lstm"))
         b = model.init(jax.random.key(0), xs)["params"]["layer_0"]["weights"]["b"]
         biases[text] = np.split(np.asarray(b), 4)
@@ -265,7 +265,9 @@ def test_the_forget_bias_reaches_the_weights():
         np.log(15) < biases["chrono:20"][1].max() <= np.log(19)
         and biases["chrono:20"][1].min() >= 0
     )
-    for law in ("chrono:20", "uniform_gate"):
+    f = biases["log_uniform:20"][1]
+    assert 0 <= f.min() < 0.3 < 2.5 < f.max() <= np.log(19) < 2 * np.median(f) + 1
+    for law in ("chrono:20", "log_uniform:20", "uniform_gate"):
         np.testing.assert_array_equal(biases[law][0], -biases[law][1])
     assert biases["uniform_gate"][1].min() < -1 and gate_bias("uniform_gate", "nfg") is uniform_gate
     assert gate_bias(None, "gru") is None
@@ -274,12 +276,14 @@ def test_the_forget_bias_reaches_the_weights():
 @pytest.mark.parametrize(
     ("text", "cell", "expected"),
     [
-        ("much", "lstm", "a number, chrono:T or uniform_gate"),
-        ("nan", "lstm", "a number, chrono:T or uniform_gate"),
-        (":3", "lstm", "a number, chrono:T or uniform_gate"),
-        ("chrono:", "lstm", "a number, chrono:T or uniform_gate"),
-        ("uniform:3", "lstm", "a number, chrono:T or uniform_gate"),
+        ("much", "lstm", "a number, chrono:T, log_uniform:T or uniform_gate"),
+        ("nan", "lstm", "a number, chrono:T, log_uniform:T or uniform_gate"),
+        (":3", "lstm", "a number, chrono:T, log_uniform:T or uniform_gate"),
+        ("chrono:", "lstm", "a number, chrono:T, log_uniform:T or uniform_gate"),
+        ("uniform:3", "lstm", "a number, chrono:T, log_uniform:T or uniform_gate"),
+        ("chrono", "lstm", "a number, chrono:T, log_uniform:T or uniform_gate"),
         ("chrono:1", "lstm", "chrono:T with T >= 2"),
+        ("log_uniform:1.5", "lstm", "log_uniform:T with T >= 2"),
         ("1.0", "gru", "none with the cell gru"),
         ("1.0", "nfg", "a law with the cell nfg"),
     ],

@@ -115,15 +115,22 @@ def test_gradients_are_clipped_before_adam_sees_them():
 
 @pytest.mark.parametrize(
     ("order", "law", "longest"),
-    [("small", "chrono", 196), ("pixels", "chrono", 784), ("pixels", "chrono:9", 9)],
+    [
+        ("small", "chrono", 196),
+        ("pixels", "chrono", 784),
+        ("pixels", "chrono:9", 9),
+        ("small", "log_uniform", 196),
+        ("pixels", "log_uniform", 784),
+    ],
 )
-def test_chrono_is_that_of_the_sequence(order, law, longest):
-    """b_f = ln u, u from 1 to T − 1 at random, and b_i = −b_f."""
+def test_lags_are_those_of_the_sequence(order, law, longest):
+    """b_f = ln u, u or b_f from its value for 1 to that for T − 1 at random, and b_i = −b_f."""
     config = smnist.Config(order=order, forget_bias=law, hidden_size=64)
     with jax.numpy_dtype_promotion("standard"):
         params = smnist.make_problem(config, EMPTY).init(jax.random.key(1))
     i, f, g, o = np.split(np.asarray(params["layer_0"]["weights"]["b"]), 4)
     assert f.min() >= 0 and 0.9 * (longest - 1) < np.exp(f.max()) < longest - 1 + 1e-3
+    assert (np.median(f) < 0.7 * np.log(longest)) == law.startswith("log_uniform")
     np.testing.assert_array_equal(i, -f)
     assert not g.any() and not o.any()
 

@@ -34,7 +34,7 @@ from lstmjax import (
     stack,
     variants,
 )
-from lstmjax.initializers import chrono, uniform_gate
+from lstmjax.initializers import chrono, log_uniform, uniform_gate
 from lstmjax.variants import VARIANTS, FGRState, LearnedState
 
 # ---- initial laws -------------------------------------------------------------------------------
@@ -93,10 +93,12 @@ def test_initial_biases_and_kernels(name):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_laws_of_the_forget_bias(name):
-    """chrono: exp(b_f) ~ U(1, 99), b_i = −b_f. uniform_gate: σ(b_f) ~ U(1/H, 1 − 1/H)."""
+    """chrono: exp(b_f) ~ U(1, 99), b_i = −b_f. log_uniform: b_f ~ U(0, log 99).
+    uniform_gate: σ(b_f) ~ U(1/H, 1 − 1/H)."""
     hidden = 400
     laws = {
         chrono(100): lambda b: (np.exp(b) - 1) / 98,
+        log_uniform(100): lambda b: b / np.log(99),
         uniform_gate: lambda b: (oracle.sigmoid(b) * hidden - 1) / (hidden - 2),
     }
 
