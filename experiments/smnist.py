@@ -202,10 +202,18 @@ PRESETS = {
         learning_rate=8e-3,
         zoneout=0.15,
     ),
-    "pixels": Config(preset="pixels", order="pixels", forget_bias="chrono", learning_rate=8e-3),
+    "pixels": Config(
+        preset="pixels", order="pixels", forget_bias="log_uniform", learning_rate=8e-3
+    ),
     **{
         name: Config(
-            preset=name, order="pixels", permutation=name, learning_rate=8e-3, zoneout=0.15
+            preset=name,
+            order="pixels",
+            permutation=name,
+            forget_bias="log_uniform",
+            learning_rate=8e-3,
+            zoneout=0.15,
+            epochs=15,
         )
         for name in PERMUTATIONS
         if name != "none"
