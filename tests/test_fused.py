@@ -223,12 +223,23 @@ def test_truncated_zoneout_is_the_scans(truncation, x64):
             {"residuals": "sqrt", "noise": Noise(h=np.ones((4, B, H), np.float32))},
             "residuals: got 'sqrt' with noise other than zoneout, expected 'gates'",
         ),
+        ({"residuals": "sqrt", "noise": 0.1}, "noise: got float, expected Noise or None"),
     ],
 )
 def test_what_is_wrong_is_named(given, message):
     (params, xs, *_), _, _ = problem("plain", np.float32)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         lstm(params, xs, **given)
+
+
+def test_a_noise_without_masks_leaves_the_residuals_as_asked():
+    (params, xs, *_), _, _ = problem("plain", np.float32)
+
+    def program(noise):
+        loss = lambda p: lstm(p, xs, residuals="sqrt", noise=noise)[1].sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(params))
+
+    assert program(None) == program(Noise())
 
 
 def tangents(arguments, seed):
