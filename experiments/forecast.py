@@ -10,7 +10,7 @@ piecewise linear gates that Keras had in TensorFlow 1 (the cell keras1). The tra
 loaded again, and run on its own predictions in two ways, each inside one compiled scan: by
 re-running the window that slides along, as the tutorial does, and by carrying the state, which
 costs one step instead of 50. The model has only ever seen 50 steps from a zero state, so carrying
-on is the harder test. Expect a training MSE near 5e-5 and an error (RMSE) near 0.01 for the LSTM.
+on is the harder test. Expect a training MSE near 1e-5 and an error (RMSE) near 0.01 for the LSTM.
 
 With --precision bfloat16 the values that are read have 8 binary digits. This alone adds 2e-6 to the
 MSE, and the rounded state 6e-7: little beside the LSTM's error, but thousands of times that of the

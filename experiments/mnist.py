@@ -77,7 +77,7 @@ class Config:
     """Initial law of the recurrent layers (the GRU and the RNNs have keras and lstmjax alone)."""
     forget_bias: str | None = None
     """The forget gate's initial bias: a number, chrono:T, log_uniform:T or uniform_gate; that of
-    init if none."""
+    init if None, as it has to be with the GRU and the RNNs."""
     learned_state: bool = False
     """Whether the state before the first step is learned, or zero."""
     learning_rate: float = 1e-4

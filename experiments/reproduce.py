@@ -7,9 +7,10 @@
 
 A row is run again with the settings in its records and one of their seeds (another one with
 --seed). Its numbers are held against two things: those of the recorded run with that seed, which
-are equal in every bit where versions and machine are the same, and the interval in which the
-recorded seeds say that 95 % of further runs lie, mean ± t · s · √(1 + 1/n) of n seeds. The exit
-code is 0 where every number lies within, 1 where one does not.
+are equal in every bit where versions and machine are the same (to round-off where several seeds ran
+in one program), and the interval in which the recorded seeds say that 95 % of further runs lie,
+mean ± t · s · √(1 + 1/n) of n seeds. What a run cost is not held against anything. The exit code is
+0 where every number lies within, 1 where one does not.
 
 Every run keeps its folder. What is cut short by --budget, by SIGTERM or by a power cut goes on
 where it last saved, with --resume.
@@ -33,7 +34,7 @@ from tqdm import tqdm
 
 from lstmjax import cli, tables, verify
 from lstmjax.records import RunError, to_json, write_file
-from lstmjax.schema import SECONDS
+from lstmjax.schema import SECONDS, is_cost
 
 RESULTS = Path(__file__).with_name("results")
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
@@ -52,7 +53,7 @@ class Config:
     seed: int | None = None
     """Of the runs; the first recorded one when not given."""
     devices: int | None = None
-    """Devices of the runs; as many as recorded when not given."""
+    """Devices of the runs; as many as recorded when not given, 1 for seeds of one program."""
     results: str = str(RESULTS)
     """Folder of the records."""
     resume: str | None = None
@@ -137,7 +138,7 @@ def compared(group: tables.Group, record: Mapping[str, Any]) -> list[Repeated]:
     found = []
     for name, _, _ in tables.ROWS[group.row].metrics:
         now = record["metrics"].get(name)
-        if now is None or isinstance(now, list):
+        if now is None or isinstance(now, list) or is_cost(name):
             continue
         values = [float(value) for value in group.values(name)]
         same = [r["metrics"][name] for r in group.records if r["seed"] == record["seed"]]
@@ -158,7 +159,9 @@ def command(group: tables.Group, config: Config, out: Path) -> list[str]:
     record = record | {"seed": record["seed"] if config.seed is None else config.seed}
     settings = record["config"] | {"seed": record["seed"], "seeds": 1, "sweep": None}
     settings = {k: v for k, v in settings.items() if k in record["config"] or k == "seed"}
-    devices = config.devices or record["environment"]["devices"]
+    # A seed among others in one program has a device to itself.
+    recorded = 1 if record.get("together") else record["environment"]["devices"]
+    devices = config.devices or recorded
     environment = record["environment"] | {"devices": devices}
     asked = verify.flags(record | {"config": settings, "environment": environment})
     return [sys.executable, script, *asked, f"--out={out}"]

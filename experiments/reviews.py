@@ -5,7 +5,7 @@
     python experiments/reviews.py --adversarial 1 --normalise-embeddings
     python experiments/reviews.py --ratio-inputs --place-inputs --path-order 3
     python experiments/reviews.py --pairs path --path-order 3   a wide path beside the LSTM
-    python experiments/reviews.py --epochs 1 --limit 2000       a look
+    python experiments/reviews.py --epochs 1 --limit 5000       a look
     python experiments/reviews.py --validation-size 0 --select last
     python experiments/reviews.py --task language --unlabelled --out words
     python experiments/reviews.py --pretrained words            goes on from there
@@ -121,7 +121,7 @@ class Config:
     min_count: int = 3
     """Training reviews that one of them has to be in."""
     leave_out: bool = True
-    """Whether a review is left out of the ratios that it is trained on."""
+    """With --pairs path: whether a review is left out of the ratios that it is trained on."""
     ratio_inputs: bool = False
     """Whether a step reads the log-count ratios of the word and of the runs that end with it."""
     folds: int = 5
@@ -129,7 +129,7 @@ class Config:
     place_inputs: bool = False
     """Whether a step reads, too, where in the review it is, and how long that is."""
     path_dropout: float = 0.5
-    """Rate of dropout on the terms of the wide path."""
+    """With --pairs path: rate of dropout on the terms of the wide path."""
     path_loss: float = 0.0
     """How much each path is trained for itself: 0 for one model, 1 for two side by side."""
     deep_share: float = 1.0
@@ -160,7 +160,7 @@ class Config:
     """Initial law of the recurrent layer."""
     forget_bias: str | None = None
     """The forget gate's initial bias: a number, chrono:T, log_uniform:T or uniform_gate; that of
-    init if none."""
+    init if None."""
     learning_rate: float = 1e-3
     """Adam's step size, the largest one under a schedule."""
     schedule: Literal["constant", "cosine", "linear"] = "linear"
@@ -254,9 +254,14 @@ def check(config: Config) -> None:
         cli.check(config, name, fits, "a finite number of at least 0")
     cli.check(config, "path_loss", 0 <= config.path_loss <= 1, "0 <= path_loss <= 1")
     cli.check(config, "deep_share", 0 < config.deep_share <= 1, "0 < deep_share <= 1")
-    for name, neutral in (("path_loss", 0), ("deep_share", 1)):
-        fits = config.pairs == "path" or getattr(config, name) == neutral
-        cli.check(config, name, fits, f"{neutral} without --pairs path")
+    for name in ("path_loss", "deep_share", "path_dropout"):
+        default = Config.__dataclass_fields__[name].default
+        fits = config.pairs == "path" or getattr(config, name) == default
+        cli.check(config, name, fits, f"{default:g} without --pairs path")
+    fits = config.pairs == "path" or config.leave_out
+    cli.check(config, "leave_out", fits, "yes, without --pairs path")
+    fits = config.ratio_inputs or config.folds == Config.__dataclass_fields__["folds"].default
+    cli.check(config, "folds", fits, "5 without --ratio-inputs")
     fits = config.pairs == "path" or config.ratio_inputs or config.path_order == 2
     cli.check(config, "path_order", fits, "2 without --pairs path or --ratio-inputs")
     fits = config.pairs != "input" or not config.ratio_inputs

@@ -25,7 +25,8 @@ held out from train are scored after every epoch; the weights of the best epoch 
 are left, and that the test images are scored with, once, after the last epoch. mnist.py has the
 weights of its last epoch, as its source has; here training is longer and accuracy falls now and
 then for an epoch or two. Refined gates with uniform initialisation are those of Gu et al. (2020),
-the chrono initialisation is that of Tallec & Ollivier (2018).
+the chrono initialisation is that of Tallec & Ollivier (2018); log_uniform spreads the logarithms of
+the lags where chrono spreads the lags.
 
 Without prepared data and without a network the digits are rendered ones, and said to be so.
 """
@@ -111,7 +112,8 @@ class Config:
     """Initial law of the recurrent layers (the GRU and the RNNs have keras and lstmjax alone)."""
     forget_bias: str | None = None
     """The forget gate's initial bias: a number, chrono:T, log_uniform:T (without :T, it is the
-    sequence's own) or uniform_gate; that of init if none."""
+    sequence's own) or uniform_gate; that of init if None, as it has to be with the GRU and the
+    RNNs."""
     learned_state: bool = False
     """Whether the state before the first step is learned, or zero."""
     learning_rate: float = 1e-3

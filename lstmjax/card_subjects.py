@@ -145,13 +145,14 @@ def score_whole_reviews(
 def whole_reviews_text(experiment: str, settings: Any) -> cards.Text:
     """What a card says of a model of whole reviews beside its numbers."""
     known = settings.vocabulary_size - words_of.INDEX_FROM - 1
-    pairs = " It knows pairs of neighbours, too." if whole_reviewer.knows_runs(settings) else ""
+    runs = "pairs" if settings.path_order == 2 else "pairs and triples"
+    pairs = f" It knows {runs} of neighbours, too." if whole_reviewer.knows_runs(settings) else ""
     begun = settings.pretrained_sha256
     told = [
         (
             settings.pairs == "path",
-            "Beside its recurrent layer it has a wide path, a linear classifier of the words and "
-            "pairs of a review: its accuracy is not that of the layer alone.",
+            f"Beside its recurrent layer it has a wide path, a linear classifier of the words and "
+            f"{runs} of a review: its accuracy is not that of the layer alone.",
         ),
         (
             settings.ratio_inputs,

@@ -5,8 +5,8 @@ they cost nothing inside a compiled program; the values of ``lengths`` are looke
 they are known before the program runs.
 """
 
-from collections.abc import Sequence
-from functools import reduce
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +67,28 @@ def function(name: str, value: Any) -> None:
         raise ValueError(f"{name}: got {value!r}, expected a function")
 
 
+def wide(dtype: Any) -> jnp.dtype:
+    """``dtype``, but no less than float32."""
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
+
+
+def one_per_layer(name: str, value: Any, layers: int) -> None:
+    """Raises ``ValueError`` unless ``value`` is None, or a list or tuple of so many entries."""
+    if value is None:
+        return
+    if not isinstance(value, list | tuple) or hasattr(value, "_fields"):
+        raise ValueError(f"{name}: got {type(value).__name__}, expected a list, one per layer")
+    if len(value) != layers:
+        raise ValueError(f"{name}: got {len(value)}, expected {layers}, one per layer")
+
+
+def opened(layer: Callable, options: dict[str, Any]) -> tuple[Callable, dict[str, Any]]:
+    """A layer and its options, those of a ``functools.partial`` among them; the given ones win."""
+    if isinstance(layer, functools.partial) and not layer.args:
+        return layer.func, layer.keywords | options
+    return layer, options
+
+
 def transformation(name: str, value: Any) -> None:
     """Raises ``ValueError`` unless ``value`` is an optax transformation."""
     if not (hasattr(value, "init") and hasattr(value, "update")):
@@ -81,16 +103,17 @@ def as_array(name: str, value: Any) -> jax.Array:
         raise ValueError(f"{name}: got {type(value).__name__}, expected an array") from error
 
 
-def positive(name: str, value: Any) -> None:
-    """Raises ``ValueError`` unless ``value`` is None or a finite number above 0."""
-    if value is None or isinstance(value, jax.core.Tracer):
+def positive(name: str, value: Any, or_none: bool = True) -> None:
+    """Raises ``ValueError`` unless ``value`` is a finite number above 0, or None if it may be."""
+    if (value is None and or_none) or isinstance(value, jax.core.Tracer):
         return
     try:
         fine = not isinstance(value, str) and 0 < float(value) < float("inf")
     except (TypeError, ValueError):
         fine = False
     if not fine:
-        raise ValueError(f"{name}: got {value!r}, expected None or a finite number > 0")
+        expected = "None or a finite number > 0" if or_none else "a finite number > 0"
+        raise ValueError(f"{name}: got {value!r}, expected {expected}")
 
 
 def rate(name: str, value: Any) -> None:
@@ -145,7 +168,7 @@ def dtypes(x: Any, params: tuple) -> Dtypes:
     found = [jnp.result_type(a) for a in (x, *params) if a is not None]
     # Promotion is this layer's stated rule, so it holds for users of strict promotion too.
     with jax.numpy_dtype_promotion("standard"):
-        compute = reduce(jnp.promote_types, found)
+        compute = functools.reduce(jnp.promote_types, found)
         return Dtypes(compute, jnp.promote_types(compute, jnp.float32))
 
 

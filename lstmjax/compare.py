@@ -16,6 +16,7 @@ import tyro
 
 from lstmjax.cli import ConfigError
 from lstmjax.records import RunError, to_json
+from lstmjax.schema import is_cost
 from lstmjax.tables import load
 
 # The order of the table; whatever else a record holds comes last.
@@ -88,7 +89,8 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
             continue
         timed = place.startswith("seconds.")
         absolute, relative = _distance(x, y, timed)
-        counts = not timed and place not in _ASIDE
+        cost = timed or (place.startswith("metrics.") and is_cost(place))
+        counts = not cost and place not in _ASIDE
         found.append(Difference(place, x, y, absolute, relative, counts))
     return found
 

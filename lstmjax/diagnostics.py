@@ -258,16 +258,11 @@ def _stack(*trees: Any) -> Any:
 
 def safe_norm(a: jax.Array) -> jax.Array:
     """Euclidean norms over the last axis; no square underflows or overflows."""
-    a = a.astype(_wide(a.dtype))
+    a = a.astype(checks.wide(a.dtype))
     largest = jnp.max(jnp.abs(a), axis=-1, initial=0.0)
     usable = (largest > 0) & jnp.isfinite(largest)
     scale = jnp.where(usable, largest, jnp.ones_like(largest))
     return scale * jnp.sqrt(jnp.sum((a / scale[..., None]) ** 2, axis=-1))
-
-
-def _wide(dtype: Any) -> jnp.dtype:
-    """``dtype``, but no less than float32."""
-    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
 
 
 # ---- the Jacobian -------------------------------------------------------------------------------
@@ -317,7 +312,7 @@ def _jacobians(step: Callable, params: Any, state: Any, x_t: jax.Array) -> jax.A
         (back,) = pull(type(new)(*like))
         return jnp.concatenate([part.astype(keep) for part in back], axis=-1)
 
-    keep = max((_wide(part.dtype) for part in state), key=lambda dtype: dtype.itemsize)
+    keep = max((checks.wide(part.dtype) for part in state), key=lambda dtype: dtype.itemsize)
     return jax.vmap(row, out_axes=1)(jnp.eye(total, dtype=keep))
 
 

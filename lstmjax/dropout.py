@@ -193,12 +193,14 @@ def weight_drop(
 
     Raises:
       ValueError: ``rate`` outside [0, 1), ``params`` that are no cell's, ``fields`` that they do
-        not have or that are no floating arrays.
+        not have, that are no floating arrays, or one twice.
     """
     checks.rate("rate", rate)
     _check_cell(params)
     if not isinstance(fields, list | tuple):
         raise ValueError(f"fields: got {fields!r}, expected a list of names")
+    if len(set(fields)) < len(fields):
+        raise ValueError(f"fields: got {fields!r}, expected each name once")
     for field in fields:
         checks.one_of("fields", field, params._fields)
         checks.floating(f"params.{field}", getattr(params, field))
@@ -363,7 +365,7 @@ def dropped_state(noise_t: Noise, state: Any) -> Any:
 
 def times_mask(x: jax.Array, mask: jax.Array) -> jax.Array:
     """x ⊙ mask in the dtype of ``x``, but rounded to it only once."""
-    wide = _wide(x)
+    wide = checks.wide(x.dtype)
     return (x.astype(wide) * mask.astype(wide)).astype(x.dtype)
 
 
@@ -377,7 +379,7 @@ def zoned_out(noise: Noise, noise_t: Noise, old: Any, new: Any) -> Any:
         if mask is not None:
             value = jnp.where(mask, before, after)
         else:
-            wide = _wide(after)
+            wide = checks.wide(after.dtype)
             p = jnp.broadcast_to(jnp.asarray(whole, wide), after.shape)
             mean = p * before.astype(wide) + (1 - p) * after.astype(wide)
             value = mean.astype(after.dtype)
@@ -388,7 +390,7 @@ def zoned_out(noise: Noise, noise_t: Noise, old: Any, new: Any) -> Any:
 def _masked(key: jax.Array, x: jax.Array, rate: float, mask_shape: tuple[int, ...]) -> jax.Array:
     """``x`` times an inverted mask of ``mask_shape``, which broadcasts against ``x``."""
     keep, x = _bernoulli(key, 1.0 - rate, mask_shape), jnp.asarray(x)
-    wide = _wide(x)
+    wide = checks.wide(x.dtype)
     scaled = x.astype(wide) / jnp.asarray(1.0 - rate, wide)
     return jnp.where(keep, scaled.astype(x.dtype), jnp.zeros((), x.dtype))
 
@@ -413,11 +415,6 @@ def _bernoulli_in_parts(key: jax.Array, rate: float, shape: tuple[int, ...]) -> 
     over = jax.lax.map if jax.default_backend() == "cpu" else lambda f, keys: jax.vmap(f)(keys)
     drawn = over(lambda key: _bernoulli(key, rate, (length, *shape[1:])), keys)
     return drawn.reshape(-1, *shape[1:])[:steps]
-
-
-def _wide(x: jax.Array) -> jnp.dtype:
-    """The dtype of ``x``, but no less than float32."""
-    return jnp.dtype(jnp.float32) if x.dtype.itemsize < 4 else x.dtype
 
 
 def _check_cell(params: Any) -> None:

@@ -106,6 +106,7 @@ def clip(value: jax.Array, bound: Any) -> tuple[jax.Array, jax.Array | None]:
     """``value`` within ±bound, and the derivative of that."""
     if bound is None:
         return value, None
+    bound = jnp.asarray(bound, value.dtype)
     return jax.jvp(lambda v: jnp.clip(v, -bound, bound), (value,), (jnp.ones_like(value),))
 
 

@@ -67,8 +67,14 @@ def peep(params: Any, row: int, z: jax.Array, c: jax.Array) -> jax.Array:
 
 
 def clipped(value: jax.Array, bound: float | None) -> jax.Array:
-    """``value`` held within ±bound, with gradient 0 outside; None holds nothing."""
-    return value if bound is None else jnp.clip(value, -bound, bound)
+    """``value`` held within ±bound, with gradient 0 outside; None holds nothing.
+
+    A bound is a setting: nothing is differentiated with respect to it.
+    """
+    if bound is None:
+        return value
+    bound = jax.lax.stop_gradient(jnp.asarray(bound, value.dtype))
+    return jnp.clip(value, -bound, bound)
 
 
 def emit(params: Any, x_t: jax.Array, m: jax.Array, proj_clip: float | None) -> jax.Array:

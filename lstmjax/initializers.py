@@ -24,12 +24,7 @@ glorot: Initializer = jax.nn.initializers.glorot_uniform()
 def orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
     """All singular values 1."""
     # The QR decomposition knows no 16-bit types.
-    return jax.nn.initializers.orthogonal()(key, shape, _wide(dtype)).astype(dtype)
-
-
-def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    """``dtype``, but no less than float32."""
-    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
+    return jax.nn.initializers.orthogonal()(key, shape, checks.wide(dtype)).astype(dtype)
 
 
 def per_gate(init: Initializer, gates: int) -> Initializer:
@@ -135,7 +130,7 @@ def chrono(max_lag: float) -> GateBias:
     _check_lag(max_lag)
 
     def law(key: jax.Array, hidden_size: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        lag = jax.random.uniform(key, (hidden_size,), _wide(dtype), 1.0, max_lag - 1.0)
+        lag = jax.random.uniform(key, (hidden_size,), checks.wide(dtype), 1.0, max_lag - 1.0)
         b_f = jnp.log(lag).astype(dtype)
         return -b_f, b_f
 
@@ -164,7 +159,9 @@ def log_uniform(max_lag: float) -> GateBias:
 
     def law(key: jax.Array, hidden_size: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         longest = math.log(max_lag - 1.0)
-        b_f = jax.random.uniform(key, (hidden_size,), _wide(dtype), 0.0, longest).astype(dtype)
+        b_f = jax.random.uniform(key, (hidden_size,), checks.wide(dtype), 0.0, longest).astype(
+            dtype
+        )
         return -b_f, b_f
 
     return law
@@ -196,7 +193,7 @@ def uniform_gate(key: jax.Array, hidden_size: int, dtype: jnp.dtype) -> tuple[ja
         raise ValueError(f"hidden_size: got {hidden_size}, expected >= 2 for uniform_gate")
     # Drawn wide: in 16 bits u could round to 1, and the bias would be infinite.
     low = 1 / hidden_size
-    u = jax.random.uniform(key, (hidden_size,), _wide(dtype), low, 1 - low)
+    u = jax.random.uniform(key, (hidden_size,), checks.wide(dtype), low, 1 - low)
     b_f = (jnp.log(u) - jnp.log1p(-u)).astype(dtype)
     return -b_f, b_f
 

@@ -173,7 +173,8 @@ def lstm(
     how["truncation"] = truncation
     kinds = {"kind": LSTMParams, "state_kind": LSTMState}
     hands = {"fused": by_hand(residuals), "onednn": onednn, "cudnn": cudnn}
-    masked = isinstance(noise, Noise) and any(m is not None for m in noise)
+    # Not the probabilities of evaluation: no gradient is taken there.
+    masked = isinstance(noise, Noise) and any(m is not None and jnp.ndim(m) > 0 for m in noise)
     masked = masked and not zoneout_alone(noise)
     if residuals != "gates" and (method != "fused" or masked):
         given = "noise other than zoneout" if masked else f"method {method!r}"

@@ -77,7 +77,7 @@ def gate_bias(
     if forget_bias in LAGS and steps is not None:
         forget_bias = f"{forget_bias}:{steps}"
     if cell not in VARIANTS:
-        raise ValueError(f"forget_bias: got {forget_bias}, expected none with the cell {cell}")
+        raise ValueError(f"forget_bias: got {forget_bias}, expected None with the cell {cell}")
     if forget_bias == "uniform_gate":
         return uniform_gate
     law, colon, number = forget_bias.rpartition(":")
@@ -237,9 +237,11 @@ class SequenceModel(nn.Module):
           ``(states, outputs)``: each layer's final state; [B, T, O], or [B, O] of the final h.
 
         Raises:
-          ValueError: a rate outside [0, 1), words to be dropped without a vocabulary; what the
-            layers raise.
+          ValueError: a rate outside [0, 1), words to be dropped without a vocabulary, not as many
+            ``states`` as layers; what the layers raise.
         """
+        checks.positive_int("num_layers", self.num_layers)
+        checks.one_per_layer("states", states, self.num_layers)
         hs = self._first(jnp.swapaxes(inputs, 0, 1), key)  # the core is time-major
         mask = None if mask is None else jnp.swapaxes(mask, 0, 1)
         states = (None,) * self.num_layers if states is None else states

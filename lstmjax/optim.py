@@ -44,7 +44,7 @@ def clipped_adam(
         eps below 0.
     """
     _check_adam(learning_rate, b1, b2, eps)
-    return clipped(optax.adam(learning_rate, b1, b2, eps), max_norm)
+    return clipped(in_float32(optax.adam(learning_rate, b1, b2, eps)), max_norm)
 
 
 def clipped(
@@ -65,6 +65,34 @@ def clipped(
     checks.transformation("tx", tx)
     checks.positive("max_norm", max_norm)
     return tx if max_norm is None else optax.chain(optax.clip_by_global_norm(max_norm), tx)
+
+
+def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimiser that keeps its state in float32 where parameters have 16 bits.
+
+    In bfloat16 β₂ = 0.999 is 1, and a second moment would never fall again.
+
+    Args:
+      tx: the optimiser.
+
+    Returns:
+      An optax transformation: the same where no parameter is of 16 bits.
+
+    Raises:
+      ValueError: ``tx`` is none.
+    """
+    checks.transformation("tx", tx)
+    tx = optax.with_extra_args_support(tx)
+
+    def wide(tree):
+        return jax.tree.map(lambda a: jnp.asarray(a, checks.wide(jnp.result_type(a))), tree)
+
+    def update(updates, state, params=None, **more):
+        params = None if params is None else wide(params)
+        new, state = tx.update(wide(updates), state, params, **more)
+        return jax.tree.map(lambda n, old: n.astype(jnp.result_type(old)), new, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: tx.init(wide(params)), update)
 
 
 def tf_adam(
@@ -109,11 +137,13 @@ def tf_adam(
         return jax.tree.map(scaled, mu, nu), optax.ScaleByAdamState(count, mu, nu)
 
     adam = optax.GradientTransformation(init, update)
-    return optax.chain(adam, optax.scale_by_learning_rate(learning_rate))
+    return in_float32(optax.chain(adam, optax.scale_by_learning_rate(learning_rate)))
 
 
-def _one_minus_power(b: float, t: jax.Array) -> jax.Array:
+def _one_minus_power(b: Any, t: jax.Array) -> jax.Array:
     """1 − bᵗ; the difference itself would lose four of float32's seven digits at b = 0.999."""
+    if isinstance(b, jax.Array):  # of optax.inject_hyperparams
+        return jnp.where(b > 0, -jnp.expm1(t * jnp.log(b).astype(t.dtype)), jnp.ones_like(t))
     return -jnp.expm1(t * math.log(b)) if b > 0 else jnp.ones_like(t)
 
 
@@ -131,9 +161,7 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
     Raises:
       ValueError: ``max_norm`` that is not above 0.
     """
-    if max_norm is None:
-        raise ValueError("max_norm: got None, expected a finite number > 0")
-    checks.positive("max_norm", max_norm)
+    checks.positive("max_norm", max_norm, or_none=False)
 
     def clip(g):
         # The norm only appears where it exceeds the bound, so g = 0 gives no 0/0.
@@ -143,13 +171,15 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
 
 
-def _check_adam(learning_rate: Any, b1: float, b2: float, eps: float) -> None:
-    checks.rate("b1", b1)
-    checks.rate("b2", b2)
+def _check_adam(learning_rate: Any, b1: Any, b2: Any, eps: Any) -> None:
+    # optax.inject_hyperparams builds an optimiser anew in each step, from traced numbers.
+    for name, value in (("b1", b1), ("b2", b2)):
+        if not isinstance(value, jax.core.Tracer):
+            checks.rate(name, value)
     checks.number("eps", eps)
-    if eps < 0:
+    if not isinstance(eps, jax.core.Tracer) and eps < 0:
         raise ValueError(f"eps: got {eps!r}, expected a number >= 0")
     if learning_rate is None:
         raise ValueError("learning_rate: got None, expected a number > 0 or a schedule")
     if not callable(learning_rate):
-        checks.positive("learning_rate", learning_rate)
+        checks.positive("learning_rate", learning_rate, or_none=False)

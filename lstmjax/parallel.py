@@ -206,13 +206,13 @@ def runner(
     compiled = {}
 
     def advance(state: Any, data: Any, plan: dict[str, np.ndarray]) -> tuple[Any, Any]:
-        shape = plan["rows"].shape
         if not isinstance(plan["rows"], jax.Array):
             plan = place(plan, devices, BATCHES)
-        if shape not in compiled:
-            compiled[shape] = clock.compile(run, state, data, plan)
+        kind = _kind((data, plan))
+        if kind not in compiled:
+            compiled[kind] = clock.compile(run, state, data, plan)
         with clock("train"):
-            state, metrics = jax.block_until_ready(compiled[shape](state, data, plan))
+            state, metrics = jax.block_until_ready(compiled[kind](state, data, plan))
         return state, jax.tree.map(np.asarray, metrics)
 
     return advance
@@ -272,14 +272,20 @@ def evaluator(
             plan = train.plan_batches(np.arange(size), batch_size, multiple=len(devices))
             split = place(split, devices)
         arguments = params, split, place(plan, devices, BATCHES)
-        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves((split, plan)))
-        if shapes not in compiled:
-            compiled[shapes] = clock.compile(run, *arguments)
+        kind = _kind(arguments)
+        if kind not in compiled:
+            compiled[kind] = clock.compile(run, *arguments)
         with clock("eval"):
-            metrics = jax.block_until_ready(compiled[shapes](*arguments))
+            metrics = jax.block_until_ready(compiled[kind](*arguments))
         return losses.means(fetch(metrics))
 
     return evaluate
+
+
+def _kind(arguments: Any) -> Any:
+    """What a compiled program depends on: the arguments' structure, shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, tuple((np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves)
 
 
 # ---- what a program sends -----------------------------------------------------------------------

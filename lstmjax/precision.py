@@ -20,16 +20,6 @@ def in_bfloat16(
     params: Any,
     xs: jax.Array,
     state: Any = None,
-    *,
-    mask: Any = None,
-    lengths: Any = None,
-    resets: Any = None,
-    reset_to: Any = None,
-    reverse: bool = False,
-    noise: Noise | None = None,
-    method: str = "fused",
-    unroll: int = 1,
-    truncation: Any = None,
     **options,
 ) -> tuple[Any, jax.Array]:
     """A layer whose products have bfloat16 factors, on weights that stay float32.
@@ -46,15 +36,38 @@ def in_bfloat16(
       layer: ``lstm``, ``gru``, ``rnn``, a variant, or a ``functools.partial`` of one.
       params: its weights, float32.
       xs: [T, B, D], floating.
-      **options: the layer's own, numbers and names; all others as in ``lstm``.
+      **options: the layer's own, numbers and names; all others as in ``lstm``. They go before those
+        of a ``partial``.
 
     Returns:
       ``(state, hs [T, B, P])``: ``hs`` and ``state.h`` bfloat16, the rest of the state float32, so
       that it can be handed in again as it is.
 
     Raises:
-      ValueError: as ``layer``.
+      ValueError: as ``layer``; ``residuals`` where there is no derivative by hand.
     """
+    layer, options = checks.opened(layer, options)
+    return _run(layer, params, xs, state, **options)
+
+
+def _run(
+    layer: Callable,
+    params: Any,
+    xs: jax.Array,
+    state: Any,
+    *,
+    mask: Any = None,
+    lengths: Any = None,
+    resets: Any = None,
+    reset_to: Any = None,
+    reverse: bool = False,
+    noise: Noise | None = None,
+    method: str = "fused",
+    unroll: int = 1,
+    truncation: Any = None,
+    **options,
+) -> tuple[Any, jax.Array]:
+    """``in_bfloat16`` of a layer that is no ``partial``."""
     check_inputs(xs, truncation)
     checks.floating("xs", xs)
     xs = xs.astype(jnp.bfloat16)
@@ -73,8 +86,12 @@ def in_bfloat16(
     if reset_to is not None:
         checks.states(reset_to, type(first), [part.shape for part in first], "reset_to")
         reset_to = _kept(reset_to)
+    if (residuals := options.pop("residuals", "gates")) != "gates":
+        expected = "expected 'gates' without a derivative by hand"
+        raise ValueError(f"residuals: got {residuals!r}, {expected}")
+    clips = {name: options.pop(name) for name in ("cell_clip", "proj_clip") if name in options}
     step = _step_in_bfloat16(layer, **options)
-    given = {"noise": noise, "reset_to": reset_to}
+    given = {"noise": noise, "reset_to": reset_to, "traced": clips}
     return recur_compiled(step, params, start, xs, **given, **over_time, **how)
 
 
@@ -82,9 +99,9 @@ def in_bfloat16(
 def _step_in_bfloat16(layer: Callable, **options) -> Callable:
     """The step of a layer: the layer over one step, on weights that are rounded there."""
 
-    def step(params, state, x_t, *, x_mask=None, h_mask=None):
+    def step(params, state, x_t, *, x_mask=None, h_mask=None, **clips):
         noise = None if x_mask is None and h_mask is None else Noise(x_mask, h_mask)
-        given = {"noise": noise, "method": "unrolled"} | options
+        given = {"noise": noise, "method": "unrolled"} | clips | options
         return layer(_rounded(params), x_t[None], state, **given)[0]
 
     return step

@@ -236,6 +236,7 @@ def _compiled_by_hand(by_hand, params, state, xs, arrays, traced, reverse, unrol
 
 @partial(jax.jit, static_argnums=(0, 6, 7, 8, 9), inline=True)
 def _compiled(step, params, state, xs, arrays, traced, static, reverse, method, unroll):
+    state = varying_like(state, (params, traced))  # whose weights differ from device to device
     step = partial(step, params, **dict(static), **traced)
     return recur(step, state, xs, **arrays, reverse=reverse, method=method, unroll=unroll)
 
@@ -307,7 +308,7 @@ def bidirectional(
     if isinstance(options.get("truncation"), bptt.Truncation):
         expected = "expected None: two directions have no order of running in common"
         raise ValueError(f"truncation: got a pair in a stack of bidirectional layers, {expected}")
-    if "reverse" in options:
+    if "reverse" in options or checks.opened(layer, {})[1].get("reverse"):
         raise ValueError("reverse: got a value, expected none: both directions are run")
     pairs = {"params": params, "state": state, "reset_to": reset_to, "noise": noise}
     for name, pair in pairs.items():
@@ -399,10 +400,7 @@ def stack(
     each = {"states": states, "reset_to": reset_to, "noise": noise}
     each = {name: given for name, given in each.items() if given is not None}
     for name, given in each.items():
-        if not isinstance(given, list | tuple) or hasattr(given, "_fields"):
-            raise ValueError(f"{name}: got {type(given).__name__}, expected a list, one per layer")
-        if len(given) != len(params):
-            raise ValueError(f"{name}: got {len(given)}, expected {len(params)}, one per layer")
+        checks.one_per_layer(name, given, len(params))
     window, finals, hs = bptt.as_truncation(truncation), [], xs
     for number, weights in enumerate(params):
         own = {name: given[number] for name, given in each.items()}

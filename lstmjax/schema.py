@@ -21,7 +21,14 @@ FILE = Path(__file__).with_name("record.schema.json")
 SCHEMA = json.loads(FILE.read_text(encoding="utf-8"))
 SOURCES = tuple(SCHEMA["properties"]["dataset"]["properties"]["source"]["enum"])
 SECONDS = tuple(SCHEMA["properties"]["seconds"]["required"])
+# Metrics that say what a run cost: they are another machine's, or another hour's, like seconds.
+COSTS = ("tokens_per_second", "train_seconds", "peak_memory_mib")
 DATASET = ("name", "source", "sha256")
+
+
+def is_cost(metric: str) -> bool:
+    """Whether a metric of this name says what a run cost, and not what it gave."""
+    return metric.endswith(COSTS)
 
 
 def validate(record: Any) -> list[str]:

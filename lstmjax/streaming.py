@@ -67,10 +67,13 @@ def stream_layer(layer: Callable) -> Callable:
       ``state`` may be None for the layer's own first state, which is a compilation of its own.
 
     Raises:
-      ValueError: ``layer`` is no function. ``advance``: as of ``stream``, and a state of both
-        directions: the backward one begins at an end that a stream does not have.
+      ValueError: ``layer`` is no function, or one with ``reverse``. ``advance``: as of ``stream``,
+        and a state of both directions: the backward one begins at an end that a stream does not
+        have.
     """
     checks.function("layer", layer)
+    if checks.opened(layer, {})[1].get("reverse"):
+        raise ValueError("reverse: got True, expected False: a stream runs forwards")
 
     def one(params, state, x_t):
         x_t = checks.as_array("x_t", x_t)

@@ -79,12 +79,16 @@ def make_train_step(
         and how clipping changes it); or None.
       on_nan: "stop": metrics also has "gradient", the norm of g, so that whoever runs the step can
         see that it or the loss is not finite; "skip": besides, such a step leaves parameters,
-        optimiser and carry as they are, its metrics are 0 of 0, and "skipped" counts it; None:
-        neither.
+        optimiser and carry as they are, its metrics but "gradient" are 0 of 0, and "skipped" counts
+        it; None: neither.
 
     Returns:
       The step. Its key is ``fold_in(state.key, state.step)``, and per device
       ``fold_in(·, axis_index)``.
+
+    Raises:
+      ValueError: an argument that is none of these. The step: metrics without "loss" where
+        ``on_nan`` is "skip".
     """
 
     checks.function("loss_fn", loss_fn)
@@ -129,6 +133,9 @@ def _watched(on_nan: str, grads: Any, old: Any, new: Any, metrics: dict) -> tupl
     norm = optax.tree.norm(grads)
     one = jnp.ones_like(norm)
     if on_nan == "skip":
+        if "loss" not in metrics:
+            got = ", ".join(metrics) or "none"
+            raise ValueError(f"metrics: got {got}, expected loss among them with on_nan='skip'")
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
         new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
         metrics = jax.tree.map(lambda m: jnp.where(finite, m, jnp.zeros_like(m)), metrics)
@@ -148,12 +155,17 @@ def _whole(grads: Any, metrics: Any, batch: Any, axis_name: str) -> tuple[Any, A
     rows = max([1, *(leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf))])
 
     def share(metrics, g):
-        return jnp.asarray(metrics["loss"][1], g.dtype) / rows
+        return jnp.asarray(metrics["loss"][1], checks.wide(g.dtype)) / rows
 
-    weighted = jax.tree.map(lambda g: g * share(metrics, g), grads)
+    # Shares of losses of every step may be beyond float16.
+    weighted = jax.tree.map(lambda g: g.astype(checks.wide(g.dtype)) * share(metrics, g), grads)
     added, metrics = jax.lax.psum((weighted, metrics), axis_name)
     counted = metrics["loss"][1] != 0
-    return jax.tree.map(lambda g: jnp.where(counted, g / share(metrics, g), g), added), metrics
+
+    def mean(g, own):
+        return jnp.where(counted, g / share(metrics, g), g).astype(own.dtype)
+
+    return jax.tree.map(mean, added, grads), metrics
 
 
 def make_eval_step(metric_fn: Callable, *, axis_name: str | None = None) -> Callable:
@@ -196,12 +208,15 @@ def plan_batches(
       the same rows in the same batches whatever ``multiple`` is.
 
     Raises:
-      ValueError: a batch size or multiple below 1; no batch at all.
+      ValueError: an order that is no list of integers, a batch size or multiple below 1; no batch.
     """
     checks.positive_int("batch_size", batch_size)
     checks.positive_int("multiple", multiple)
-    order = np.asarray(order, np.int32)
+    order = np.asarray(order)
     checks.shape("order", order, ("N",))
+    if len(order) and not np.issubdtype(order.dtype, np.integer):
+        raise ValueError(f"order: got {order.dtype}, expected integers")
+    order = order.astype(np.int32)
     if not drop_remainder:  # a batch wider than the data would be padding and nothing else
         batch_size = min(batch_size, max(len(order), 1))
     count = len(order) // batch_size if drop_remainder else -(-len(order) // batch_size)

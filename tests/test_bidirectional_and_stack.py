@@ -147,3 +147,6 @@ def test_dropout_of_a_stack_is_between_layers_and_fresh_at_every_step():
 def test_bidirectional_takes_no_reverse():
     with pytest.raises(ValueError, match="reverse: got a value, expected none"):
         bidirectional(lstm, None, None, reverse=True)
+    backwards = functools.partial(lstm, reverse=True)
+    with pytest.raises(ValueError, match="reverse: got a value, expected none"):
+        bidirectional(backwards, None, None)

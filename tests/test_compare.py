@@ -120,9 +120,12 @@ def test_when_and_where_a_run_was_made_does_not_count(record):
         config__resume="elsewhere",
         resumed=4,
         seconds__compile=9.0,
+        metrics__tokens_per_second=2.5e5,
+        metrics__lstm_train_seconds=3.0,
+        metrics__peak_memory_mib=900.0,
     )
     found = compare.differences(record, other)
-    assert len(found) == 7 and not any(d.counts for d in found)
+    assert len(found) == 10 and not any(d.counts for d in found)
     assert any(d.counts for d in compare.differences(record, changed(other, seed=2)))
 
 

@@ -357,6 +357,7 @@ IDS, TABLE, CELL = np.ones((3, 2), np.int32), np.ones((5, 4), np.float32), probl
         (lambda: weight_drop(KEY, CELL, 1), ("rate", "1", "0 <= rate < 1")),
         (lambda: weight_drop(KEY, tuple(CELL), 0.1), ("params", "tuple", "cell's parameters")),
         (lambda: weight_drop(KEY, CELL, 0.1, "w_h"), ("fields", "'w_h'", "list of names")),
+        (lambda: weight_drop(KEY, CELL, 0.1, ("w_h", "w_h")), ("fields", "'w_h'", "once")),
         (lambda: weight_drop(KEY, CELL, 0.1, ("w",)), ("fields", "'w'", "'w_x'", "'w_h'")),
         (
             lambda: weight_drop(KEY, CELL._replace(w_proj=None), 0.1, ("w_proj",)),

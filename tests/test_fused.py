@@ -242,6 +242,13 @@ def test_a_noise_without_masks_leaves_the_residuals_as_asked():
     assert program(None) == program(Noise())
 
 
+def test_residuals_do_not_mind_the_expectation_of_zoneout():
+    (params, xs, *_), _, _ = problem("plain", np.float32)
+    noise = recurrent_noise(None, params, xs, zoneout_h=0.2)
+    (_, got), (_, want) = (lstm(params, xs, noise=noise, residuals=r) for r in ("sqrt", "gates"))
+    oracle.assert_close(got, want, 1e-6)
+
+
 def tangents(arguments, seed):
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda a: rng.normal(size=a.shape), arguments)

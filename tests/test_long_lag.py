@@ -299,7 +299,7 @@ def test_a_run_leaves_its_numbers(record):
     ("arguments", "message"),
     [
         ("--cells lstm,tree", "--cells: got lstm,tree, expected known cells with commas"),
-        ("--cells gru-chrono", "forget_bias: got chrono:2, expected none with the cell gru"),
+        ("--cells gru-chrono", "forget_bias: got chrono:2, expected None with the cell gru"),
         ("--cells rnn,lstm-x", "forget_bias: got x, expected a number"),
         ("--cells lstm,lstm", "--cells: got lstm,lstm, expected no cell twice"),
         ("--updates 50", "--updates: got 50, expected a multiple of --eval-every 100"),

@@ -284,7 +284,7 @@ def test_the_forget_bias_reaches_the_weights():
         ("chrono", "lstm", "a number, chrono:T, log_uniform:T or uniform_gate"),
         ("chrono:1", "lstm", "chrono:T with T >= 2"),
         ("log_uniform:1.5", "lstm", "log_uniform:T with T >= 2"),
-        ("1.0", "gru", "none with the cell gru"),
+        ("1.0", "gru", "None with the cell gru"),
         ("1.0", "nfg", "a law with the cell nfg"),
     ],
 )
@@ -292,6 +292,18 @@ def test_a_forget_bias_that_cannot_be_is_named(text, cell, expected):
     with pytest.raises(ValueError) as error:
         gate_bias(text, cell)
     assert str(error.value) == f"forget_bias: got {text}, expected {expected}"
+
+
+def test_there_is_a_state_for_each_layer():
+    xs, model = jnp.ones((3, 2, 4)), SequenceModel("lstm", 5, 1, num_layers=2)
+    variables = model.init(jax.random.key(0), xs)
+    states, _ = model.apply(variables, xs)
+    with pytest.raises(ValueError, match="^states: got 1, expected 2, one per layer"):
+        model.apply(variables, xs, states[:1])
+    with pytest.raises(ValueError, match="^states: got LSTMState, expected a list, one per layer"):
+        model.apply(variables, xs, states[0])
+    with pytest.raises(ValueError, match="^num_layers: got 0, expected a whole number >= 1"):
+        SequenceModel("lstm", 5, 1, num_layers=0).apply(variables, xs)
 
 
 @pytest.mark.parametrize(

@@ -140,11 +140,53 @@ def test_optimisers_keep_dtypes(make):
     assert jax.tree.map(lambda u: u.dtype, again) == jax.tree.map(lambda p: p.dtype, params)
 
 
+@pytest.mark.parametrize("make", [optim.clipped_adam, optim.tf_adam])
+def test_moments_of_bfloat16_weights_are_those_of_float32(make):
+    """A burst, and then small gradients: in bfloat16 the second moment would not fall again."""
+    grads = [{"w": np.float32([100.0, -60.0])}] + [{"w": np.float32([0.01, 0.02])}] * 400
+    short = [jax.tree.map(lambda g: jnp.asarray(g, jnp.bfloat16), g) for g in grads]
+    tx = make(0.1)
+
+    def moments(grads):
+        step = jax.jit(tx.update)
+        state = tx.init(jax.tree.map(jnp.zeros_like, grads[0]))
+        for g in grads:
+            updates, state = step(g, state)
+        (nu,) = [s.nu for s in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "nu"))
+                 if hasattr(s, "nu")]  # fmt: skip
+        return updates["w"], nu["w"]
+
+    (update, nu), (wide_update, wide_nu) = moments(short), moments(grads)
+    assert update.dtype == jnp.bfloat16 and nu.dtype == jnp.float32
+    np.testing.assert_allclose(nu, wide_nu, rtol=0.01)
+    np.testing.assert_allclose(np.float32(update), wide_update, rtol=0.02)
+
+
+@pytest.mark.parametrize("make", [optim.clipped_adam, optim.tf_adam])
+def test_numbers_can_be_injected(make):
+    """optax.inject_hyperparams hands all of them in, traced."""
+    *grads, params = jax.tree.map(jnp.float32, gradients(6))
+    plain, injected = make(0.01, b2=0.99), optax.inject_hyperparams(make)(0.01, b2=0.99)
+    want = run(plain, params, grads)
+    got = run(injected._replace(update=jax.jit(injected.update)), params, grads)
+    for one, other in zip(got, want, strict=True):
+        for name in one:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-7)
+    none = optax.inject_hyperparams(make)(0.01, b1=0.0)
+    got = run(none._replace(update=jax.jit(none.update)), params, grads)[-1]
+    want = run(make(0.01, b1=0.0), params, grads)[-1]
+    np.testing.assert_allclose(got["kernel"], want["kernel"], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda: optim.clipped_adam(-1.0), "learning_rate: got -1.0"),
-        (lambda: optim.clipped_adam(None), "learning_rate: got None"),
+        (lambda: optim.clipped_adam(-1.0), "learning_rate: got -1.0, expected a finite number > 0"),
+        (
+            lambda: optim.clipped_adam(None),
+            "learning_rate: got None, expected a number > 0 or a sch",
+        ),
+        (lambda: optim.in_float32(optax.adam), "tx: got .*, expected an optax transformation"),
         (lambda: optim.clipped_adam(0.1, 0.0), "max_norm: got 0.0"),
         (lambda: optim.tf_adam(float("nan")), "learning_rate: got nan"),
         (lambda: optim.clipped_adam(0.1, b1=1.0), "b1: got 1.0, expected 0 <= b1 < 1"),
@@ -152,7 +194,7 @@ def test_optimisers_keep_dtypes(make):
         (lambda: optim.tf_adam(0.1, eps=-1), "eps: got -1, expected a number >= 0"),
         (lambda: optim.clipped(None, 1.0), "tx: got None, expected an optax transformation"),
         (lambda: optim.clip_by_norm(-2), "max_norm: got -2"),
-        (lambda: optim.clip_by_norm(None), "max_norm: got None"),
+        (lambda: optim.clip_by_norm(None), "max_norm: got None, expected a finite number > 0"),
     ],
 )
 def test_bad_arguments_are_named(call, text):

@@ -139,6 +139,31 @@ def test_plans_are_on_the_devices_one_ahead():
     assert n == 3 and list(parallel.ahead([], devices)) == []
 
 
+def test_other_data_is_another_program(key):
+    """A program for 24 rows of float32 is not asked to read 30, nor 24 of another kind."""
+    devices, tx = jax.devices()[:2], optax.sgd(0.1)
+
+    def loss_fn(params, batch, key):
+        loss = losses.total(jnp.sum(params[None] * batch["x"], -1, dtype="f4"), batch["weight"])
+        return losses.mean(loss), {"loss": loss}
+
+    advance = parallel.runner(
+        train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS), devices, train.Clock()
+    )
+    evaluate = parallel.evaluator(
+        lambda p, b: loss_fn(p, b, None)[1], devices, train.Clock(), batch_size=12
+    )
+    plan = train.plan_batches(np.arange(20), 4, multiple=2)
+    for size, dtype in ((24, np.float32), (30, np.float32), (24, np.float16)):
+        data = {"x": np.random.default_rng(size).normal(size=(size, 3)).astype(dtype)}
+        params = jnp.ones(3, dtype)
+        state = parallel.place(train.init_state(params, tx, key), devices)
+        state, metrics = advance(state, parallel.place(data, devices), plan)
+        np.testing.assert_allclose(metrics["loss"][1], np.full(5, 4.0))
+        mean = evaluate(params, data)["loss"]
+        np.testing.assert_allclose(mean, data["x"].sum(-1, dtype="f8").mean(), rtol=2e-2, atol=2e-3)
+
+
 def test_epochs_compile_once_and_give_their_state_up(key):
     """A second compilation would be of another shape of plan; the old state's memory is reused."""
 

@@ -256,6 +256,43 @@ def test_gradients_are_summed_over_time_in_float32(cell, x64):
             assert error < 4 * SHORT, name
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru", "peephole"])
+def test_options_of_a_partial_are_the_calls_own(cell):
+    (params, xs), layer = layer_problem(cell, 7), CELLS[cell].layer
+    noise = recurrent_noise(jax.random.key(3), params, xs, zoneout_h=0.3)
+    options = {"reverse": True, "noise": noise, "truncation": (2, 4)}
+    if cell != "gru":
+        options["cell_clip"] = 0.5
+
+    def both(*where):
+        def loss(xs):
+            hs = in_bfloat16(functools.partial(layer, **where[0]), params, xs, **where[1])[1]
+            return jnp.sum(hs[2].astype(jnp.float32) ** 2), hs
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)(xs)
+
+    want = both({}, options)
+    assert changed(both(options, {}), want) == 0
+    for name in options:  # each does something, and the call's own goes before the partial's
+        less = {n: o for n, o in options.items() if n != name}
+        assert changed(both(less, {}), want) > 0.001, name
+    assert changed(both(options, {"reverse": False}), both({}, options | {"reverse": False})) == 0
+
+
+def test_clips_may_be_traced_and_residuals_want_a_derivative_by_hand():
+    params, xs = layer_problem("lstm", 7)
+    run = functools.partial(in_bfloat16, CELLS["lstm"].layer, params, xs)
+    for method in ("fused", "scan"):
+        traced = jax.jit(
+            lambda clip, m=method: run(cell_clip=clip, method=m), compiler_options=QUICK
+        )
+        assert changed(traced(0.25), run(cell_clip=0.25, method=method)) < 1e-6
+        assert changed(traced(0.25), traced(4.0)) > 0.01
+    assert changed(run(residuals="sqrt"), run()) < 1e-6
+    with pytest.raises(ValueError, match="^residuals: got 'sqrt', expected 'gates' without a deri"):
+        run(residuals="sqrt", method="scan")
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru", "keras1"])
 def test_truncation_reaches_every_layer(cell):
     """With (2, 4) the error of step 5 reaches step 2, and none before it."""

@@ -295,6 +295,21 @@ def test_a_reset_forgets_even_nan(name, values_and_gradients, x64):
     oracle.assert_close(after_nan, (outputs, (of_params, of_xs, zeros)), 1e-12)
 
 
+@pytest.mark.parametrize("method", ["fused", "scan", "unrolled"])
+def test_bounds_are_settings_and_not_differentiated(method, x64):
+    """Whatever their type, and however the layer is run."""
+    layer, _, params, xs, _, _ = problem("lstm")
+    short = jax.tree.map(np.float32, (params, xs))
+
+    def total(clip, params=params, xs=xs):
+        return jnp.sum(layer(params, xs, cell_clip=clip, method=method)[1])
+
+    assert jax.grad(total)(0.2) == 0 and abs(total(0.2) - total(0.4)) > 0.01
+    for bound in (np.float64(0.2), jnp.asarray(0.2), 0.2):
+        assert total(bound, *short).dtype == np.float32
+        np.testing.assert_allclose(total(bound, *short), total(0.2), rtol=1e-5)
+
+
 # --- several devices -----------------------------------------------------------------------------
 
 
@@ -320,3 +335,26 @@ def test_inside_shard_map_every_device_runs_its_rows(method, x64):
     params_placed = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
     expected = run(params, xs, mask=mask, resets=resets)
     oracle.assert_close(sharded(params_placed, *placed), expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("method", ["fused", "scan", "unrolled"])
+def test_inside_shard_map_every_device_has_weights_of_its_own(name, method, x64):
+    """An ensemble on the same inputs."""
+    layer, _, params, xs, _, _ = problem(name)
+    several = jax.tree.map(lambda w: np.stack([w, 0.5 * w]), params)
+    mesh = jax.make_mesh((2,), ("d",), devices=jax.devices()[:2])
+
+    @jax.jit
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(jax.P("d"), jax.P()), out_specs=jax.P("d")
+    )
+    def sharded(several, xs):
+        one = jax.tree.map(lambda w: w[0], several)
+        return layer(one, xs, method=method)[1][None]
+
+    placed = jax.device_put(several, jax.NamedSharding(mesh, jax.P("d")))
+    got = np.asarray(sharded(placed, jax.device_put(xs, jax.NamedSharding(mesh, jax.P()))))
+    for member in range(2):
+        one = jax.tree.map(lambda w, m=member: w[m], several)
+        oracle.assert_close(got[member], layer(one, xs, method=method)[1], 1e-12)

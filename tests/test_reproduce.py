@@ -95,6 +95,15 @@ def test_a_row_is_held_against_its_own_seed_and_all_of_them(results):
     assert other.recorded is None and other.within
 
 
+def test_what_a_run_cost_is_not_held_against_anything():
+    record = tables.load(RESULTS / "reviews-ratios-seed0.json")
+    group = tables.Group("reviews-ratios", "lstmjax", (record,), ())
+    assert any(name == "tokens_per_second" for name, *_ in tables.ROWS["reviews-ratios"].metrics)
+    slower = record | {"metrics": record["metrics"] | {"tokens_per_second": 1.0}}
+    found = reproduce.compared(group, slower)
+    assert "test_accuracy" in {one.name for one in found} and all(one.within for one in found)
+
+
 def test_the_command_has_the_settings_of_the_record(results):
     group = tables.Group("imdb-tf2", "lstmjax", (), ())
     record = tables.load(RESULTS / "imdb-tf2-seed1.json")
@@ -102,7 +111,13 @@ def test_the_command_has_the_settings_of_the_record(results):
     words = reproduce.command(group, reproduce.Config(seed=5, devices=1), Path("x"))
     assert words[1].endswith("imdb.py") and words[-1] == "--out=x"
     assert {"--seed=5", "--devices=1", "--data=tfds", "--no-mask", "--epochs=4"} <= set(words)
-    assert "--seed=1" in reproduce.command(group, reproduce.Config(), Path("x"))
+    assert {"--seed=1", "--devices=2"} <= set(
+        reproduce.command(group, reproduce.Config(), Path("x"))
+    )
+    (lanes,) = (g for g in tables.load_groups(RESULTS) if g.row == "smnist-rows")
+    assert lanes.records[0]["together"] == 4
+    alone = reproduce.command(lanes, reproduce.Config(), Path("x"))
+    assert {"--seed=0", "--devices=1"} <= set(alone)  # as each of them had
 
 
 def test_a_row_is_run_again(results, tmp_path):

@@ -362,7 +362,7 @@ WRONG = [
     ("--preset rows --shift 28", "--shift: got 28, expected at most 27 with --order rows"),
     ("--preset rows --shift -1", "--shift: got -1, expected an integer of at least 0"),
     ("--schedule linear", "--schedule: got 'linear', expected one of constant, cosine"),
-    ("--cell gru --forget-bias chrono", "--forget-bias: got chrono:196, expected none with the ce"),
+    ("--cell gru --forget-bias chrono", "--forget-bias: got chrono:196, expected None with the ce"),
     ("--forget-bias chrono:1", "--forget-bias: got chrono:1, expected chrono:T with T >= 2"),
     ("--cell gru --init torch", "--init: got torch, expected keras or lstmjax with --cell gru"),
     ("--epochs 0", "--epochs: got 0, expected an integer of at least 1"),

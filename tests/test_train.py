@@ -164,6 +164,38 @@ def test_without_a_loss_metric_devices_weigh_the_same(params, key):
             np.testing.assert_allclose(np.float64(p) - q, g, rtol=1e-5, atol=1e-6)
 
 
+def test_counts_may_be_beyond_float16(key):
+    """65,504 is float16's largest number; the two devices count 120,000 and 40,000."""
+
+    def plain(params, batch, key):
+        return jnp.mean(params * batch["x"]), {"loss": (jnp.float32(0), jnp.sum(batch["n"]))}
+
+    batch = {"x": jnp.float16([1, 1, 3, 3]), "n": jnp.float32([6e4, 6e4, 2e4, 2e4])}
+    tx = optax.sgd(1.0)
+    step = jax.vmap(make_train_step(plain, tx, axis_name="d"), (None, 0), None, axis_name="d")
+    halves = {name: a.reshape(2, 2) for name, a in batch.items()}
+    new, _ = step(init_state(jnp.float16(0), tx, key), halves)
+    assert new.params.dtype == jnp.float16
+    np.testing.assert_allclose(-new.params, (3 * 1 + 1 * 3) / 4, rtol=1e-3)
+
+
+def test_what_is_not_finite_is_skipped_by_its_loss(params, key):
+    """Without a loss among the metrics that cannot be; with one, all but "gradient" are 0."""
+    batch, tx = make_batch(WEIGHTS["full"]), optax.sgd(1.0)
+    step = jax.jit(make_train_step(lambda *a: (loss_fn(*a)[0], {}), tx, on_nan="skip"))
+    state = init_state(params, tx, key)
+    with pytest.raises(
+        ValueError, match="^metrics: got none, expected loss among them with on_nan"
+    ):
+        step(state, batch)
+    step = jax.jit(make_train_step(loss_fn, tx, on_nan="skip"))
+    bad = batch | {"y": batch["y"].at[0].set(jnp.nan)}
+    new, metrics = step(state, bad)
+    assert metrics["loss"] == (0, 0) and metrics["skipped"] == (1, 1)
+    assert np.isnan(metrics["gradient"][0])
+    np.testing.assert_array_equal(new.params.w_h, params.w_h)
+
+
 def test_keys_differ_by_step_and_by_device(params, key):
     tx = optax.sgd(0.1)
 
@@ -304,6 +336,7 @@ def test_metrics_of_several_calls_are_added():
         (lambda: train.plan_batches(np.arange(3), 2, multiple=0), "multiple: got 0"),
         (lambda: train.plan_batches(np.arange(3), 5, drop_remainder=True), "order: got 3 ex"),
         (lambda: train.plan_batches(np.zeros((2, 2)), 1), r"order: got shape \[2, 2\]"),
+        (lambda: train.plan_batches([0.5, 1.0], 1), "order: got float64, expected integers"),
         (lambda: make_train_step(None, optax.sgd(1.0)), "loss_fn: got None, expected a function"),
         (lambda: make_train_step(loss_fn, None), "tx: got None, expected an optax transf"),
         (lambda: make_train_step(loss_fn, optax.sgd(1.0), stateful=1), "stateful: got 1"),
