@@ -280,6 +280,7 @@ def check(config: Config) -> None:
         cli.check(config, "cell", config.cell in ("lstm", "cifg"), told)
         told = "none with --embedding gates"
         cli.check(config, "normalise_embeddings", not config.normalise_embeddings, told)
+        cli.check(config, "pretrained", config.pretrained is None, told)
         told = "float32 with --embedding gates"
         cli.check(config, "precision", config.precision == "float32", told)
         cli.check(config, "method", config.method != "unrolled", "fused or scan with gates")
@@ -292,6 +293,14 @@ def check(config: Config) -> None:
     cli.check(config, "unlabelled", use, "no, without --virtual or --task language")
     labelled = not config.unlabelled or config.pairs != "path"
     cli.check(config, "pairs", labelled, "none or input with --unlabelled")
+    hashed = config.pretrained is not None or config.pretrained_sha256 is None
+    cli.check(config, "pretrained_sha256", hashed, "none without --pretrained")
+    for name in ("init", "forget_bias"):
+        default = Config.__dataclass_fields__[name].default
+        drawn = config.pretrained is None or getattr(config, name) == default
+        cli.check(config, name, drawn, f"{default} with --pretrained, which has that layer")
+    decayed = config.weight_decay > 0 or not config.decay_embeddings
+    cli.check(config, "decay_embeddings", decayed, "no, with --weight-decay 0")
     select = config.select == "last" or config.validation_size > 0
     cli.check(config, "select", select, "last with --validation-size 0")
     gate_bias(config.forget_bias, config.cell)
@@ -406,6 +415,9 @@ def run(config: Config) -> None:
     dataset = load(config)
     parts, pairs = make_parts(config, dataset)
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}", flush=True)
+    if (longest := whole_reviewer.longest(config)) < config.max_length:
+        segments = f"{config.batch_segments} segments of {config.chop}"
+        print(f"of a review the last {longest:,} tokens are read: a batch has {segments}")
     devices, clock = parallel.use_devices(config.devices), train.Clock()
     (rows, cut, data, _), size = parts["train"], len(parts["train"].rows)
     steps = max(int(part.cut.length.max()) for part in parts.values())

@@ -247,8 +247,14 @@ def place(state: tuple, devices: list, width: int) -> tuple:
 
 
 def numbers(config: Config, curves: list) -> dict:
-    """The metrics of a run, from the MSE of every update of each of its learners."""
-    last = [float(np.mean(mse[-20:])) for mse in curves]
+    """The metrics of a run, from the MSE of every update of each of its learners.
+
+    Updates that were skipped, of MSE NaN, are left out.
+    """
+    tails = [np.array(mse[-20:], float) for mse in curves]
+    last = [
+        float(tail[~np.isnan(tail)].mean()) if np.any(tail == tail) else np.nan for tail in tails
+    ]
     found = {"mse_first": float(curves[0][0]), "mse": last[0]}
     found["source_loss"] = last[0] * (config.num_steps if config.loss == "sum" else 1)
     return found | ({"mse_advanced": last[1]} if config.advance_twice else {})
@@ -332,11 +338,12 @@ def train_learners(
                 states[number], metrics = advance(states[number], piece)
                 metrics = keeper.checked(states[number], metrics)
                 added, counted = metrics["loss"]
-                work.mse[label].extend((added / np.maximum(counted, 1)).tolist())
+                means = np.where(counted > 0, added / np.maximum(counted, 1), np.nan)
+                work.mse[label].extend(means.tolist())
                 for k in range(len(added) if number == 0 else 0):
                     work.diagnosis.log(start + k, jax.tree.map(lambda m, k=k: m[k], metrics))
             bar.update(len(piece["rows"]))
-            bar.set_postfix(mse=f"{work.mse['state carried'][-1]:.5f}")
+            bar.set_postfix(mse=f"{float(work.mse['state carried'][-1]):.5f}")
             keeper.after_piece(states)
         keeper.after_epoch(states, last=True)
     bar.close()
@@ -356,9 +363,11 @@ def known(data: dict, update: int) -> tuple:
 
 def report(config: Config, data: dict, title: str, work: Work) -> None:
     """The log of all updates, and the figures."""
-    for update, value in enumerate(work.mse["state carried"]):
+    # From a checkpoint, NaN comes as a text.
+    mse = {label: np.array(values, float) for label, values in work.mse.items()}
+    for update, value in enumerate(mse["state carried"].tolist()):
         work.folder.log(update, mse=value, **work.diagnosis.norms.get(update, {}))
-    curves = {label: (np.arange(len(values)), values) for label, values in work.mse.items()}
+    curves = {label: (np.arange(len(values)), values) for label, values in mse.items()}
     work.folder.figure("loss", plots.learning_curve(title, curves, "MSE", logy=True))
     update, prediction = work.frames[-1]
     work.folder.figure("fit", plots.sin_fit(*known(data, update), prediction, title, update))

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +311,8 @@ def save_params(path: str | os.PathLike, params: Mapping[str, Any]) -> None:
     Raises:
       RunError: the file exists or cannot be written.
     """
-    data = save(_flat(params))
+    # In C's order: safetensors writes memory as it lies.
+    data = save(_flat(params, leaf=lambda a: np.asarray(a, order="C")))
     # A run that was cut off while it ended finds the same weights written already.
     if Path(path).exists() and Path(path).read_bytes() != data:
         raise RunError(f"{path} exists already: weights are never written over")
@@ -364,7 +365,7 @@ def load_params(path: str | os.PathLike, like: Mapping[str, Any]) -> dict[str, A
     return jax.tree.unflatten(tree, [stored[_name(path)] for path, _ in paths])
 
 
-def _flat(params: Mapping[str, Any], leaf=np.asarray) -> dict[str, Any]:
+def _flat(params: Mapping[str, Any], leaf: Callable) -> dict[str, Any]:
     """{"a.b": array} of {"a": {"b": array}}."""
     paths = jax.tree_util.tree_flatten_with_path(params)[0]
     return {_name(path): leaf(value) for path, value in paths}

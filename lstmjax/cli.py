@@ -30,7 +30,8 @@ from lstmjax.records import RunError, RunStopped, read_config
 
 Config = TypeVar("Config")
 
-# What may be given beside --resume: none of it changes what a run computes.
+# What may be given beside --resume: none of it changes what a run computes, but that another number
+# of devices draws other masks, of which the run warns.
 RESUMED_WITH = (
     "resume", "devices", "save_every", "keep", "on_nan", "live", "budget",
     "distributed", "coordinator", "num_processes", "process_id",

@@ -7,6 +7,7 @@ chose from. The weights of lane "seed3" are in params-seed3.safetensors.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -206,8 +207,14 @@ class Scores:
         return means
 
     def trained(self) -> list[dict[str, float]]:
-        """The means of all pieces since the last call, of all lanes."""
-        return [losses.means(sums.take()) for sums in self._sums]
+        """The means of all pieces since the last call, of all lanes; NaN where all was skipped."""
+        found = []
+        for sums in self._sums:
+            taken = sums.take()
+            counted = {name: np.sum(count) > 0 for name, (_, count) in taken.items()}
+            means = losses.means(taken)
+            found.append({name: v if counted[name] else math.nan for name, v in means.items()})
+        return found
 
     def add(
         self, split: str, step: int, epoch: int, means: Sequence[Mapping], places: Sequence[int]

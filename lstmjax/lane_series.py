@@ -97,11 +97,14 @@ def _program(config: Any, series: Series, clock: train.Clock) -> Program:
 
 
 def _count(work: Opened, plans: Sequence, found: Sequence, mse: Mapping[str, list]) -> None:
-    """Adds the MSE of a piece's updates, a list over lanes for each, to every learner's."""
+    """Adds the MSE of a piece's updates, a list over lanes for each, to every learner's.
+
+    An update that was skipped has none: NaN.
+    """
     for number, values in enumerate(mse.values()):
         own = work.watch.checked(plans, [metrics[number] for metrics in found])
         sums, counts = np.stack([metrics["loss"] for metrics in own], axis=1)  # [S, updates]
-        values.extend((sums / np.maximum(counts, 1)).T.tolist())
+        values.extend(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).T.tolist())
 
 
 def _leave(

@@ -273,7 +273,7 @@ def without_folders(argument: str) -> str:
     flag, equals, value = argument.partition("=")
     if argument.startswith("-") and equals:
         return f"{flag}={without_folders(value)}"
-    path = Path(argument).expanduser() if argument.startswith(("~", os.sep)) else Path(argument)
+    path = Path(os.path.expanduser(argument))
     if not path.is_absolute():
         return argument
     if path.is_relative_to(Path.cwd()):

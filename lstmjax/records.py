@@ -59,6 +59,7 @@ __all__ = [
 _FREE = ("seed", "out", "devices", "live", "save_every", "keep", "resume", "deterministic")
 # Settings that say how the processes find each other. They are not kept: a run may go on in others,
 # and how many they were is part of a record's environment.
+_BITS = ("git commit", "jax", "jaxlib", "numpy", "device")  # what a resumed run warns of
 _MEETING = ("distributed", "coordinator", "num_processes", "process_id")
 
 
@@ -146,7 +147,11 @@ class Run:
             raise ValueError(f"config: got {kind}, expected a dataclass or a mapping")
         settings = {name: value for name, value in settings.items() if name not in _MEETING}
         try:
-            path = _empty_folder(Path(out)) if out else _fresh_folder(Path(root), experiment)
+            path = (
+                _empty_folder(Path(os.path.expanduser(out)))
+                if out
+                else _fresh_folder(Path(root), experiment)
+            )
         except OSError as error:
             raise RunError(f"cannot make the folder {error.filename}: {error.strerror}") from error
         write_file(path / "config.json", to_json(settings))
@@ -168,7 +173,11 @@ class Run:
         """
         if config.resume is None:
             return cls.create(experiment, config, out=config.out)
-        return cls.reopen(experiment, config.resume)
+        run = cls.reopen(experiment, os.path.expanduser(config.resume))
+        run.config |= {
+            n: getattr(config, n) for n in ("on_nan",) if n in run.config
+        }  # as it is now
+        return run
 
     @classmethod
     def reopen(cls, experiment: str, folder: str | os.PathLike) -> "Run":
@@ -193,10 +202,18 @@ class Run:
         run = cls(path, experiment, settings)
         run._command = command
         run._hold()
-        if changed := [name for name, value in _versions().items() if then.get(name) != value]:
+        now = _versions()
+        if changed := [name for name in _BITS if then.get(name) != now[name]]:
             print(
                 f"warning: {', '.join(changed)} changed since {path} was started: what follows may "
                 "differ in the last bits from what it would have been",
+                file=sys.stderr,
+            )
+        if then.get("devices", now["devices"]) != now["devices"]:
+            print(
+                f"warning: {path} had {then['devices']} devices and goes on with {now['devices']}: "
+                "what is dropped at random is dropped elsewhere, and all else may differ in the "
+                "last bits",
                 file=sys.stderr,
             )
         run._resumed = len(states)
@@ -395,7 +412,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     Raises:
       RunError: the folder is not there or is no run's, or its config.json is damaged.
     """
-    path = Path(folder) / "config.json"
+    path = Path(os.path.expanduser(folder)) / "config.json"
     try:
         settings = files.read_json(path)
     except OSError as error:
@@ -410,7 +427,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
 def _versions() -> dict[str, Any]:
     """What the bits of a run depend on beside its settings."""
     seen = environment()
-    return {name: seen[name] for name in ("git commit", "jax", "jaxlib", "numpy", "device")}
+    return {name: seen[name] for name in (*_BITS, "devices")}
 
 
 def matching_row(config: Any, rows: Mapping[str, Any]) -> str | None:

@@ -66,7 +66,8 @@ def scored(config: Any, state: train.TrainState) -> Any:
 def best(config: Any, metrics: Any) -> int:
     """The best epoch on validation, from 1 on: by accuracy; of a language model by its loss."""
     if config.task == "language":
-        return 1 + int(np.nanargmin(metrics["validation_loss_epochs"]))
+        found = np.array(metrics["validation_loss_epochs"], float)  # "nan" after a resume
+        return 1 + int(np.argmin(np.where(np.isfinite(found), found, np.inf)))
     return best_epoch(metrics)
 
 

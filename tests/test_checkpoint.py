@@ -29,6 +29,20 @@ def test_what_goes_in_comes_out(params, tmp_path):
             np.testing.assert_array_equal(a, b)
 
 
+def test_arrays_that_do_not_lie_in_a_row_are_written_as_they_are(tmp_path):
+    """Views of others: turned round, every other column, one row several times, a single number."""
+    a = np.arange(6, dtype=np.float32).reshape(2, 3)
+    params = {
+        "turned": a.T, "columns": a[:, ::2], "fortran": np.asfortranarray(a),
+        "rows": np.broadcast_to(a[0], (4, 3)), "one": a[1, 2],
+    }  # fmt: skip
+    save_params(tmp_path / "p.safetensors", params)
+    loaded = load_params(tmp_path / "p.safetensors", jax.eval_shape(lambda: params))
+    for name, array in params.items():
+        np.testing.assert_array_equal(loaded[name], array)
+        assert loaded[name].shape == array.shape
+
+
 def test_a_file_is_never_written_over(params, tmp_path):
     path = tmp_path / "p.safetensors"
     path.write_text("mine")

@@ -268,6 +268,20 @@ def test_another_process_that_was_first_is_no_failure(served, tmp_path, monkeypa
     assert prepare.prepare("mnist", tmp_path / "tfds").is_dir()
 
 
+def test_what_another_process_has_completed_stays(served, tmp_path, monkeypatch):
+    build = prepare._build
+
+    def interrupted(name, root, manual):
+        build(name, root, manual)  # by the other one
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "_build", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare("mnist", tmp_path / "tfds")
+    monkeypatch.setattr(prepare, "_build", lambda *arguments: pytest.fail("built again"))
+    assert prepare.prepare("mnist", tmp_path / "tfds").is_dir()
+
+
 def test_complete_downloads_are_enough_without_a_network(served, tmp_path, monkeypatch):
     folder = prepare.prepare("mnist", tmp_path / "tfds")
     before = tiny_data.tree(folder)

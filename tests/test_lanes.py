@@ -401,6 +401,10 @@ def test_scores_of_lanes_by_hand_and_as_they_were_saved():
         assert one.metrics(1)["test_loss_epochs"] == [0.25]
         assert one.curve("train", "loss", [1]) == ([1, 2], [[5.0, 4.0]])
     assert log[-1] == (8, {"epoch": 2, "test_loss": 0.25, "test_loss/seed4": 0.25})
+    skipped = {"loss": (np.zeros(1, np.float32), np.zeros(1, np.float32))}
+    scores.count([half[0], skipped])
+    first, second = scores.trained()
+    assert first == {"loss": 0.75} and np.isnan(second["loss"])  # and no best loss of all
     third = lane_runs.Scores(log, own)
     third.restore(json.loads(json.dumps(again.progress())))
     assert third.metrics(1) == again.metrics(1)

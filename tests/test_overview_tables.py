@@ -118,6 +118,17 @@ def test_the_best_rows_are_those_that_were_run(folder, monkeypatch):
     assert len(overview_tables.best(groups, [], count=1).splitlines()) == 3
 
 
+def test_generated_data_is_none_of_the_best(tmp_path):
+    offline = {"name": "offline_reviews", "source": "offline", "sha256": "1" * 64}
+    write_record(tmp_path, 0, 0.83, [0.83], 9.0)
+    write_record(tmp_path, 1, 0.99, [0.99], 9.0, dataset=offline)
+    groups = tables.load_groups(tmp_path)
+    assert len(groups) == 2
+    for ordered in (groups, groups[::-1]):
+        (line,) = overview_tables.best(ordered, []).splitlines()[2:]
+        assert "0.83" in line and "0.99" not in line
+
+
 def test_the_first_rows_are_rows():
     assert set(rows.FIRST) <= set(rows.ROWS) and len(set(rows.FIRST)) == len(rows.FIRST)
 

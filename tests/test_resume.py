@@ -1,6 +1,7 @@
 """The experiments, killed and taken up again: nothing is lost, and the end is the same."""
 
 import json
+import math
 import os
 import random
 import signal
@@ -188,3 +189,35 @@ def test_nothing_to_resume(tmp_path):
     _, err = process.communicate(timeout=100)
     assert process.returncode == 1
     assert err == f"error: cannot read {tmp_path}/none/config.json: No such file or directory\n"
+
+
+def test_another_number_of_devices_is_told(begun, monkeypatch, capsys):
+    folder, kind, _ = begun
+    Run.open("forecast", kind(resume=str(folder), on_nan="skip")).close()
+    assert capsys.readouterr().err == ""
+    story = json.loads((folder / "run.json").read_text())
+    story["opened"][-1]["devices"] += 1
+    (folder / "run.json").write_text(json.dumps(story))
+    with Run.open("forecast", kind(resume=str(folder), on_nan="skip")) as run:
+        assert run.config["on_nan"] == "skip"  # as it is now, in the record too
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {folder} had ") and "dropped elsewhere" in line
+
+
+def test_a_home_is_found_behind_an_equals_sign(begun, tmp_path, monkeypatch):
+    folder, kind, presets = begun
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.parse(kind, presets=presets, argv=["--resume=~/run"]).epochs == 7
+    Run.create("forecast", kind(), out="~/other").close()
+    assert (tmp_path / "other" / "config.json").exists() and folder.parent == tmp_path
+
+
+def test_skipped_updates_have_no_mse_of_their_own(monkeypatch):
+    """Of a step that was left out there is no loss: not 0, and no "nan" in the mean of the rest."""
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    import sin
+
+    mse = [float("nan"), *[5.0] * 30, 1.0, "nan", 3.0]  # as a checkpoint gives it back
+    found = sin.numbers(sin.Config(loss="mean", advance_twice=False), [mse])
+    assert math.isnan(found["mse_first"]) and found["mse"] == pytest.approx((17 * 5 + 4) / 19)
+    assert math.isnan(sin.numbers(sin.Config(), [["nan"] * 30])["mse"])

@@ -306,7 +306,9 @@ def _reachable(url: str) -> bool:
 def _left_clean(root: Path, name: str) -> Iterator[None]:
     """On failure, remove the folders that TFDS began in `root`, and nothing that was there before.
 
-    Complete downloads stay: they have been checked, and the next try will use them.
+    A data set that is complete stays, whichever process made it; where one was completed meanwhile,
+    so does all the rest. Complete downloads stay: they have been checked, and the next try will use
+    them.
     """
     before = _folders(root, name)
     done = False
@@ -314,6 +316,7 @@ def _left_clean(root: Path, name: str) -> Iterator[None]:
         yield
         done = True
     finally:
+        done = done or prepared.find(name, root) is not None
         begun = set() if done else _folders(root, name) - before
         for folder in sorted(begun, reverse=True):  # the deepest first
             if folder == root / name or ".tmp." in folder.name:
