@@ -185,6 +185,13 @@ def check(config: Config) -> None:
         fits = config.init in ("keras", "lstmjax") or name in VARIANTS
         cli.check(config, "init", fits, f"keras or lstmjax with the cell {cell}")
     cli.check(config, "cells", len(set(cells)) == len(cells), "no cell twice")
+    by_others = config.method in ("onednn", "cudnn")
+    fits = not by_others or all(cell.partition("-")[0] == "lstm" for cell in cells)
+    cli.check(config, "method", fits, "another one with cells that are no lstm")
+    fits = not by_others or config.task in ("adding", "copy")  # of one length
+    cli.check(config, "method", fits, f"another one with --task {config.task}, which has lengths")
+    fits = config.seed + config.seeds <= 2**31
+    cli.check(config, "seeds", fits, f"so many that the last seed is below {2**31}")
 
 
 def forget_bias(cell: str, steps: int) -> float | GateBias | None:

@@ -107,7 +107,7 @@ def fit_sin(model: Any, data: dict[str, np.ndarray], scale: float, twice: bool, 
 
 def learn_sin(config: Any, clock: Clock, *, updates: int, scale: float, twice: bool) -> Result:
     """Trains with the state carried, and where `twice` a second model whose state moves twice."""
-    data = sin.stateful_batches(config.limit or updates)
+    data = sin.stateful_batches(min(config.limit or updates, updates))
     mse = fit_sin(sin_model(config.row), data, scale, False, clock)
     last = float(np.mean(mse[-20:]))
     metrics = {"mse_first": float(mse[0]), "mse": last, "source_loss": scale * last}

@@ -186,6 +186,7 @@ def make_loss(model: SequenceModel, config: Config, twice: bool):
             again, _ = model.apply({"params": params}, batch["x_before"], carry)
             first = batch["first"][:, None]
             carry = jax.tree.map(lambda a, c: jnp.where(first, c, a), again, carry)
+            carry = jax.lax.stop_gradient(carry)  # Keras's predict leaves values
         carry, predictions = model.apply({"params": params}, batch["x"], carry)
         mse = losses.total(losses.squared_error(predictions, batch["y"]), batch["weight"])
         scale = config.num_steps if config.loss == "sum" else 1

@@ -145,7 +145,10 @@ def settled(config: Config) -> dict[str, Sizes]:
         sizes = SIZES[task]._replace(**{**(QUICK if config.quick else {}), **given})
         fits = all(0 < n <= sizes.steps and sizes.steps % n == 0 for n in sizes.depths)
         cli.check(config, "depths", fits, f"divisors of the {sizes.steps} steps")
+        fits, told = sizes.steps <= sizes.test_steps, f"at most {sizes.test_steps}, the test's"
+        cli.check(config, "steps", fits, told)
         found[task] = sizes
+    cli.check(config, "text", config.text is None or "text" in found, "none without --tasks text")
     return found
 
 

@@ -124,9 +124,11 @@ def _short(value: float) -> str:
 
 LEGEND = (
     "The same program in each framework, each run in a process of its own, the frameworks taking "
-    "turns with every seed. Seconds of training are without compiling and scoring; an accuracy is "
-    "reached at the end of the first epoch whose validation accuracy is no less, for it is looked "
-    "at after each epoch. Start: until the first batches of training and scoring have come out. "
+    "turns with every seed. Seconds of training are without compiling and scoring: of lstmjax the "
+    "compiled steps, the first among them; of the others the whole loop after the first batch. An "
+    "accuracy is reached at the end of the first epoch whose validation accuracy is no less, for "
+    "it is looked at after each epoch. Start: until the first batches of training and scoring have "
+    "come out, of lstmjax until their programs are compiled. "
     "Process: all of it, with imports and data. Medians with the range over the seeds in "
     "parentheses, and how many seeds reached it where not all did; × is the median over seeds of "
     "the ratio to {} with the same seed."

@@ -132,7 +132,8 @@ class Gap(NamedTuple):
       worst, best: cells with these means.
       range: between the two means.
       spread: over seeds: the square root of the cells' mean variance (n − 1).
-      chance: the range that is to be expected of as many cells that are all alike.
+      chance: the range that is to be expected of as many cells that are all alike, from what is
+        left of each number without its cell's and its seed's mean.
     """
 
     count: int
@@ -154,8 +155,12 @@ def gap(metrics: Mapping[str, Any], cells: Sequence[str]) -> Gap | None:
     means = {cell: float(np.mean(v)) for cell, v in found.items()}
     low, high = min(means, key=means.get), max(means, key=means.get)
     spread = float(np.sqrt(np.mean([np.var(v, ddof=1) for v in found.values()])))
-    seeds = len(next(iter(found.values())))
-    chance = expected_range(len(found)) * spread / np.sqrt(seeds)
+    grid = np.array(list(found.values()))  # [cells, seeds]
+    count, seeds = grid.shape
+    # What a seed does to all cells alike (its data, its hold-out) moves no mean from another.
+    rest = grid - grid.mean(1, keepdims=True) - grid.mean(0, keepdims=True) + grid.mean()
+    alone = np.sqrt(np.sum(rest**2) / ((count - 1) * (seeds - 1)))
+    chance = expected_range(count) * alone / np.sqrt(seeds)
     worst, best = (low, high) if task.highest else (high, low)
     return Gap(len(found), worst, best, means[high] - means[low], spread, float(chance))
 
@@ -368,7 +373,9 @@ def _study(record: Mapping[str, Any]) -> list[str]:
             "", "How much of a gap between frameworks is the default initial law? The range is "
             "that of the means over the seeds; the spread is the standard deviation over the "
             "seeds of one cell, pooled over all; “by chance alone” is the range to be expected of "
-            "so many cells if they were all alike.", "", *_markdown(head, gaps),
+            "so many cells if they were all alike: all have the same seeds, so that it is reckoned "
+            "from what is left of each number without its cell's and its seed's mean.",
+            "", *_markdown(head, gaps),
         ]  # fmt: skip
     return lines
 

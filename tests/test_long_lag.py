@@ -301,6 +301,12 @@ def test_a_run_leaves_its_numbers(record):
         ("--cells lstm,tree", "--cells: got lstm,tree, expected known cells with commas"),
         ("--cells gru-chrono", "forget_bias: got chrono:2, expected None with the cell gru"),
         ("--cells rnn,lstm-x", "forget_bias: got x, expected a number"),
+        ("--method onednn", "--method: got onednn, expected another one with cells that are no"),
+        (
+            "--method cudnn --cells lstm --task adding-hs",
+            "--method: got cudnn, expected another one with --task adding-hs, which has lengths",
+        ),
+        ("--seed 2147483647", "--seeds: got 5, expected so many that the last seed is below 2147"),
         ("--cells lstm,lstm", "--cells: got lstm,lstm, expected no cell twice"),
         ("--updates 50", "--updates: got 50, expected a multiple of --eval-every 100"),
         ("--task order", "--length: got 200, expected 100 with --task order"),

@@ -318,9 +318,18 @@ def test_section_of_a_made_up_record():
     )
     (summary,) = [line for line in lines if line.startswith("In every process")]
     assert summary.endswith(
-        "In 1 of 2 comparisons another layer is faster: torch (big bfloat16 forward + backward)."
+        "In 1 of 2 comparisons another layer has a smaller median than the best of ours, of all "
+        "methods and numbers of devices; in 1 the quartiles are apart: torch (big bfloat16 forward "
+        "+ backward)."
     )
     metrics[f"{key}torch|train"] = spread(0.5)
     (summary,) = [line for line in peer_tables.section({"metrics": metrics, "config": config})
                   if line.startswith("In every process")]  # fmt: skip
-    assert summary.endswith("In none of 2 comparisons is another layer faster than ours.")
+    assert " In none of 2 comparisons another layer has a smaller median than the best " in summary
+    assert summary.endswith("; in none are the quartiles apart.")
+    # A smaller median within the quartiles.
+    metrics[f"{key}torch|train"] = [0.29, 0.2, 0.4, *spread(0.5)[3:]]
+    (summary,) = [line for line in peer_tables.section({"metrics": metrics, "config": config})
+                  if line.startswith("In every process")]  # fmt: skip
+    assert " In 1 of 2 comparisons " in summary
+    assert summary.endswith("; in none are the quartiles apart.")

@@ -1,7 +1,6 @@
 """The experiments, killed and taken up again: nothing is lost, and the end is the same."""
 
 import json
-import math
 import os
 import random
 import signal
@@ -210,14 +209,3 @@ def test_a_home_is_found_behind_an_equals_sign(begun, tmp_path, monkeypatch):
     assert cli.parse(kind, presets=presets, argv=["--resume=~/run"]).epochs == 7
     Run.create("forecast", kind(), out="~/other").close()
     assert (tmp_path / "other" / "config.json").exists() and folder.parent == tmp_path
-
-
-def test_skipped_updates_have_no_mse_of_their_own(monkeypatch):
-    """Of a step that was left out there is no loss: not 0, and no "nan" in the mean of the rest."""
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    import sin
-
-    mse = [float("nan"), *[5.0] * 30, 1.0, "nan", 3.0]  # as a checkpoint gives it back
-    found = sin.numbers(sin.Config(loss="mean", advance_twice=False), [mse])
-    assert math.isnan(found["mse_first"]) and found["mse"] == pytest.approx((17 * 5 + 4) / 19)
-    assert math.isnan(sin.numbers(sin.Config(), [["nan"] * 30])["mse"])

@@ -341,6 +341,8 @@ WRONG = [
     ("--lags 8 3", "--lags: got (8, 3), expected 0 <= nearer < farther < 1000"),
     ("--cells", "--cells: got (), expected at least one"),
     ("--seeds 0", "--seeds: got 0, expected an integer of at least 1"),
+    ("--steps 600 --depths 5 --tasks toy", "--steps: got 600, expected at most 500, the test's"),
+    ("--tasks toy --text a.txt", "--text: got a.txt, expected none without --tasks text"),
     ("--steps 0", "--steps: got 0, expected an integer of at least 1"),
     ("--learning-rate -1", "--learning-rate: got -1.0, expected a finite number above 0"),
     ("--tasks text --text nowhere.txt", "cannot read nowhere.txt: No such file or directory"),
