@@ -71,7 +71,8 @@ class Config:
     epochs: int = 50
     """Passes over the windows."""
     all_windows: bool = True
-    """All 950 windows, or the tutorial's 949, which leave out the last one."""
+    """All 950 windows and a forecast from the series' end, or the tutorial's: 949 windows, and a
+    forecast from where the last of them ends."""
     steps: int = 50
     """Values to forecast."""
     method: Method = "fused"
@@ -190,11 +191,15 @@ WAYS = {"window re-run": rerun_window, "state carried": carry_state}
 SHORT = {"window re-run": "window", "state carried": "carried"}  # in the names of metrics
 
 
-def question(windows: dict, steps: int):
-    """What is to be forecast: known values [50], times and true values [steps], and a window."""
-    known, t = windows["series"][-50:], windows["t"]
-    future = t[-1] + (t[1] - t[0]) * np.arange(1, steps + 1)
-    return known, future, np.sin(future), jnp.asarray(known[:, None], jnp.float32)
+def question(config: Config, windows: dict) -> tuple:
+    """Times and values of what is known [50] and of what is to be forecast [steps], and a window.
+
+    The tutorial's last window ends two values before the series does; its forecast begins there.
+    """
+    t = windows["t"] if config.all_windows else windows["t"][:-2]
+    known = windows["series"][: len(t)][-50:]
+    future = t[-1] + (t[1] - t[0]) * np.arange(1, config.steps + 1)
+    return t[-50:], known, future, np.sin(future), jnp.asarray(known[:, None], jnp.float32)
 
 
 def first_state(config: Config, windows: dict) -> train.TrainState:
@@ -282,7 +287,7 @@ def learn(
 def forecast(config: Config, windows: dict, params, title: str, work: Work) -> dict:
     """What the trained model says of the steps to come, both ways: drawn, and as numbers."""
     folder, clock = work.folder, work.clock
-    known, future, truth, window = question(windows, config.steps)
+    t, known, future, truth, window = question(config, windows)
     model, forecasts, found = make_model(config), {}, {}
     for label, way in WAYS.items():
         run_way = jax.jit(lambda p, w, way=way: way(model, p, w, config.steps))
@@ -292,7 +297,6 @@ def forecast(config: Config, windows: dict, params, title: str, work: Work) -> d
         name = SHORT[label]
         found[f"rmse_{name}"] = float(np.sqrt(np.mean((forecasts[label] - truth) ** 2)))
         found[f"forecast_{name}"] = forecasts[label].tolist()
-    t = windows["t"][-50:]
     folder.figure("forecast", plots.forecast(t, known, future, truth, forecasts, title))
     return found
 
@@ -404,7 +408,7 @@ def forecast_lanes(config, windows, program, places, clock, found):
       Times [steps], and the errors [S, steps] of each way.
     """
     model, devices, params = make_model(config), program.devices[: len(places)], program.params()
-    _, future, truth, window = question(windows, config.steps)
+    _, _, future, truth, window = question(config, windows)
     arguments = many.stack([params[n] for n in places], devices), window
     errors = {}
     for label, way in WAYS.items():

@@ -1,4 +1,4 @@
-"""experiments/sin.py: the gradient of a state that advances twice, and what skipped steps count."""
+"""experiments/sin.py and forecast.py: whose gradient, which window, what skipped steps count."""
 
 import math
 import sys
@@ -11,6 +11,7 @@ import oracle
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+import forecast  # noqa: E402
 import sin  # noqa: E402
 
 
@@ -51,3 +52,17 @@ def test_skipped_updates_have_no_mse_of_their_own():
     found = sin.numbers(sin.Config(loss="mean", advance_twice=False), [mse])
     assert math.isnan(found["mse_first"]) and found["mse"] == pytest.approx((17 * 5 + 4) / 19)
     assert math.isnan(sin.numbers(sin.Config(), [["nan"] * 30])["mse"])
+
+
+@pytest.mark.parametrize(("all_windows", "begin"), [(True, 950), (False, 948)])
+def test_a_forecast_begins_where_the_last_window_ends(all_windows, begin):
+    """The tutorial's last window is that of the values 948 to 997."""
+    config = forecast.Config(all_windows=all_windows, steps=3)
+    windows = forecast.sin.forecast_windows(corrected=all_windows)
+    t, known, future, truth, window = forecast.question(config, windows)
+    grid = -100 + 200 / 999 * np.arange(begin, begin + 53)
+    np.testing.assert_allclose(np.concatenate([t, future]), grid, atol=1e-10)
+    np.testing.assert_allclose(np.concatenate([known, truth]), np.sin(grid), atol=1e-10)
+    np.testing.assert_allclose(window[:, 0], np.sin(grid[:50]), atol=1e-6)
+    if not all_windows:
+        np.testing.assert_array_equal(window, windows["x"][-1])
