@@ -65,7 +65,7 @@ def loss_fn(
         loss, correct = complete(*tables, u, target)
         metrics = {"accuracy": losses.total(correct, weight)}
     else:
-        loss, metrics = sampled(*tables, u, target, samples, jax.random.fold_in(key, 1)), {}
+        loss, metrics = sampled(*tables, u, target, samples, review_model.other_key(key)), {}
     average = losses.total(loss, weight)
     return losses.mean(average), {"loss": average, **metrics}
 

@@ -167,7 +167,7 @@ class ReviewModel:
             loss = loss + judged(*answers(params, xs + r, across))
         if self.virtual and key is not None:
             still = lambda xs: answers(given[0], xs, given[1])[1]  # noqa: E731
-            r = adversary.virtual(still, fixed, self.virtual, batch, jax.random.fold_in(key, 1))
+            r = adversary.virtual(still, fixed, self.virtual, batch, other_key(key))
             _, moved = answers(params, xs + r, across)
             loss = loss + adversary.divergence(jax.lax.stop_gradient(z), moved)
         mean = losses.mean(losses.total(loss, weight))
@@ -191,6 +191,12 @@ _Keys = namedtuple("_Keys", ("words", "embedding", "inputs", "pooled", "path"))
 def split_keys(key: jax.Array | None) -> _Keys:
     """A key for each thing that is dropped, or None for all of them."""
     return _Keys(*(None,) * 5) if key is None else _Keys(*jax.random.split(key, 5))
+
+
+def other_key(key: jax.Array) -> jax.Array:
+    """A key for what is not dropped but drawn: none of ``split_keys``."""
+    # Not fold_in(key, 1), which is split(key, n)[1] by JAX's default generator.
+    return jax.random.fold_in(key, len(_Keys._fields))
 
 
 def init(model: ReviewModel, key: jax.Array) -> dict[str, Any]:

@@ -268,6 +268,12 @@ def big_batch():
     return {"ids": ids.astype(np.int32), "pairs": pairs.astype(np.int32)}
 
 
+def test_no_key_is_used_twice():
+    key = jax.random.key(3)
+    keys = [*review_model.split_keys(key), review_model.other_key(key)]
+    assert len({tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in keys}) == 6
+
+
 def test_a_dropped_word_takes_its_pairs_with_it():
     model = dataclasses.replace(MODELS["input"], word_dropout=0.3)
     params, batch = jax.tree.map(np.float32, make_params(model)), big_batch()
