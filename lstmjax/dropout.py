@@ -344,6 +344,12 @@ def zoneout_alone(noise: Any) -> bool:
     return bool(given) and all(np.ndim(part) == 3 for part in given)
 
 
+def has_other_masks(noise: Any) -> bool:
+    """Whether a ``Noise`` holds masks beside or in place of zoneout's; probabilities are none."""
+    masks = isinstance(noise, Noise) and any(m is not None and np.ndim(m) > 0 for m in noise)
+    return masks and not zoneout_alone(noise)
+
+
 def with_gate_masks(step: Callable, noise: Noise) -> Callable:
     """``step`` with the masks per gate given to it; only those that are there."""
     masks = {"x_mask": noise.x, "h_mask": noise.h}

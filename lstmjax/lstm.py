@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 
 from lstmjax.cudnn import cudnn
-from lstmjax.dropout import Noise, zoneout_alone
+from lstmjax.dropout import Noise, has_other_masks
 from lstmjax.fused import by_hand
 from lstmjax.gated import clipped, draw_cell, emit, peep, preactivations, run_cell
 from lstmjax.initializers import GateBias
@@ -173,9 +173,7 @@ def lstm(
     how["truncation"] = truncation
     kinds = {"kind": LSTMParams, "state_kind": LSTMState}
     hands = {"fused": by_hand(residuals), "onednn": onednn, "cudnn": cudnn}
-    # Not the probabilities of evaluation: no gradient is taken there.
-    masked = isinstance(noise, Noise) and any(m is not None and jnp.ndim(m) > 0 for m in noise)
-    masked = masked and not zoneout_alone(noise)
+    masked = has_other_masks(noise)  # not the probabilities of evaluation, without a gradient
     if residuals != "gates" and (method != "fused" or masked):
         given = "noise other than zoneout" if masked else f"method {method!r}"
         raise ValueError(f"residuals: got {residuals!r} with {given}, expected 'gates'")

@@ -264,7 +264,7 @@ WRONG = {
             "--forget-bias big",
             "--forget-bias: got big, expected a number, chrono:T, log_uniform:T or uniform_gate",
         ),
-        ("--cell gru --init keras --forget-bias 1", "--forget-bias: got 1, expected none with the"),
+        ("--cell gru --init keras --forget-bias 1", "--forget-bias: got 1, expected None with the"),
         ("--locked-dropout 1", "--locked-dropout: got 1.0, expected 0 <= locked_dropout < 1"),
         ("--cell gru", "--init: got tf1, expected keras or lstmjax with --cell gru"),
         ("--validation-size 9999999 --data offline", "--validation-size: got 9999999, expected"),
