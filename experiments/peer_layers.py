@@ -334,10 +334,19 @@ def layers_of(frameworks: Iterable[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def warn_of(load: float) -> None:
+    """Says on standard error that other work has more than half of the cores."""
+    cores = os.cpu_count() or 1
+    if load > cores / 2:
+        told = "times taken beside other work are no comparison"
+        print(f"warning: the machine's load is {load} on {cores} cores: {told}", file=sys.stderr)
+
+
 def run(config: Config) -> None:
     check(config)
     jax.config.update("jax_platforms", "cpu")
     load = round(os.getloadavg()[0], 2)
+    warn_of(load)
     shapes, dtypes = chosen(config, "shapes", SHAPES), chosen(config, "dtypes", DTYPES)
     conditions = ["as-installed", "kept"] if config.memory == "both" else [config.memory]
     metrics, failed, spent = {}, {}, dict.fromkeys(SECONDS, 0.0)

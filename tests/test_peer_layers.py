@@ -333,3 +333,12 @@ def test_section_of_a_made_up_record():
                   if line.startswith("In every process")]  # fmt: skip
     assert " In 1 of 2 comparisons " in summary
     assert summary.endswith("; in none are the quartiles apart.")
+
+
+def test_a_busy_machine_is_told(layers, monkeypatch, capsys):
+    monkeypatch.setattr(layers.os, "cpu_count", lambda: 4)
+    layers.warn_of(2.0)
+    assert capsys.readouterr().err == ""
+    layers.warn_of(2.01)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: the machine's load is 2.01 on 4 cores: times taken beside ")
