@@ -36,7 +36,8 @@ def section(groups: Sequence[Any], long_lag: Sequence[Any]) -> list[str]:
         "## all rows", "",
         "Test: mean ± 95 % interval over the seeds (Student's t), of the metric that the row's own "
         "section names first. Whatever was chosen was chosen on validation, and the test split was "
-        "scored once, all of it, but where a row repeats a source that does otherwise. Training "
+        "scored once by each run, all of it, but where a row repeats a source that does otherwise; "
+        "what a row's notes say of earlier runs was tested, too. Training "
         "seconds are those of one seed; rows with “at once” share one program. “–”: there is none, "
         "or the record is older than the column.", "",
         _line(HEAD), _line(["---"] * len(HEAD)),

@@ -58,6 +58,12 @@ def ahead(times: Times, name: str, other: str) -> bool:
     return times[name][2] < times[other][1]
 
 
+def _best_two(times: Times) -> tuple[str | None, str | None]:
+    """The fastest layer of lstmjax and the fastest of all others."""
+    others = [name for name in times if not is_ours(name)]
+    return fastest(times, filter(is_ours, times)), fastest(times, others)
+
+
 def verdict(times: Times) -> str:
     """Who is fastest, in words: the best of lstmjax against the best of all others.
 
@@ -67,8 +73,7 @@ def verdict(times: Times) -> str:
     Returns:
       A sentence; "" where one side has no times.
     """
-    ours = fastest(times, filter(is_ours, times))
-    other = fastest(times, [name for name in times if not is_ours(name)])
+    ours, other = _best_two(times)
     if ours is None or other is None:
         return ""
     if ahead(times, ours, other):
@@ -87,15 +92,13 @@ def verdict(times: Times) -> str:
 
 def _has_less(times: Times) -> bool:
     """Whether the fastest of the others has a smaller median than every layer of lstmjax."""
-    ours = fastest(times, filter(is_ours, times))
-    other = fastest(times, [name for name in times if not is_ours(name)])
+    ours, other = _best_two(times)
     return None not in (ours, other) and times[other][0] < times[ours][0]
 
 
 def beaten_by(times: Times) -> str | None:
     """The fastest of the others, where it is ahead of every layer of lstmjax."""
-    ours = fastest(times, filter(is_ours, times))
-    other = fastest(times, [name for name in times if not is_ours(name)])
+    ours, other = _best_two(times)
     if ours is None or other is None or not ahead(times, other, ours):
         return None
     return other

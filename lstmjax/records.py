@@ -59,8 +59,9 @@ __all__ = [
 _FREE = ("seed", "out", "devices", "live", "save_every", "keep", "resume", "deterministic")
 # Settings that say how the processes find each other. They are not kept: a run may go on in others,
 # and how many they were is part of a record's environment.
-_BITS = ("git commit", "jax", "jaxlib", "numpy", "device")  # what a resumed run warns of
 _MEETING = ("distributed", "coordinator", "num_processes", "process_id")
+# What the last bits of a run depend on: a run that is taken up again warns of changes.
+_BITS = ("git commit", "jax", "jaxlib", "numpy", "device")
 
 
 class RunError(RuntimeError):
@@ -174,9 +175,8 @@ class Run:
         if config.resume is None:
             return cls.create(experiment, config, out=config.out)
         run = cls.reopen(experiment, os.path.expanduser(config.resume))
-        run.config |= {
-            n: getattr(config, n) for n in ("on_nan",) if n in run.config
-        }  # as it is now
+        if "on_nan" in run.config:  # which may be another one from here on
+            run.config["on_nan"] = config.on_nan
         return run
 
     @classmethod
