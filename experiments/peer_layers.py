@@ -346,11 +346,11 @@ def run(config: Config) -> None:
     check(config)
     jax.config.update("jax_platforms", "cpu")
     load = round(os.getloadavg()[0], 2)
-    warn_of(load)
     shapes, dtypes = chosen(config, "shapes", SHAPES), chosen(config, "dtypes", DTYPES)
     conditions = ["as-installed", "kept"] if config.memory == "both" else [config.memory]
     metrics, failed, spent = {}, {}, dict.fromkeys(SECONDS, 0.0)
     with Run.create("peer-layers", config, out=config.out) as folder:
+        warn_of(load)
         for memory, shape, dtype in itertools.product(conditions, shapes, dtypes):
             print(f"{shape} {dtype}, memory {memory}", flush=True)
             for row, found in compare(shape, dtype, memory, config, spent).items():

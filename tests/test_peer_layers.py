@@ -218,6 +218,7 @@ def test_a_wrong_value_is_one_clear_line(flags, text, layers, monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "mine").write_text("")
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 9.0, 9.0))  # a busy machine adds no line
     monkeypatch.setattr(sys, "argv", [str(PEERS), "layers", *flags.split()])
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(PEERS), run_name="__main__")
