@@ -357,10 +357,11 @@ def section(groups: Sequence[Any], provenance: Callable[[Any], list[str]]) -> li
 def _study(record: Mapping[str, Any]) -> list[str]:
     config = record["config"]
     seeds = f"seeds {record['seed']} to {record['seed'] + config['seeds'] - 1}"
-    lines = [f"### {config['study']}, {seeds}", "", _STUDIES[config["study"]]]
+    tasks = cells_of(record)
+    lines = [f"### {config['study']} on {', '.join(tasks)}; {seeds}", "", _STUDIES[config["study"]]]
     if config["limit"] is not None:
         lines[-1] += f" A look, and not a result: --limit {config['limit']}."
-    for task, names in cells_of(record).items():
+    for task, names in tasks.items():
         runs = [config["runs"][f"{task}/{name}"] for name in names]
         data = [f"{one['dataset']['name']} ({one['dataset']['source']})"
                 for one in runs if "dataset" in one]  # fmt: skip

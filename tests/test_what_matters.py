@@ -343,5 +343,5 @@ def test_a_study_is_stopped_and_goes_on(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "what-matters-init.json").write_text(json.dumps(record))
     text = tables.benchmarks([], [], tables.load_timed(tmp_path / "results"))
-    assert "### init, seeds 5 to 6\n" in text and "\n| torch | " in text
+    assert "### init on mnist; seeds 5 to 6\n" in text and "\n| torch | " in text
     assert "with seeds 5, 6\n" in text and "`what-matters-init.json`" in text

@@ -177,7 +177,8 @@ def test_section_of_benchmarks():
     groups = [SimpleNamespace(records=[r]) for r in (RECORD, RECORD | {"config": variants})]
     text = "\n".join(texts.section(groups, lambda group: ["- from here"]))
     assert text.count("- from here") == 2
-    assert "### init, seeds 3 to 6\n" in text and "### variants, seeds 3 to 6\n" in text
+    assert "### init on imdb, adding; seeds 3 to 6\n" in text
+    assert "### variants on imdb; seeds 3 to 6\n" in text
     assert text.count("A look, and not a result: --limit 2000.") == 1
     assert "4 epochs. Data: imdb_reviews (tfds).\n" in text and " 2 epochs. Data:" in text
     assert text.count("How much of a gap between frameworks") == 1
