@@ -212,7 +212,10 @@ def make(options: Make) -> None:
     kept["record.json"] = files.read_bytes(folder / "record.json", files.JSON_BYTES)
     made = {"config.json": to_json(run.record["config"]), RELEASE: to_json(plain(release, RELEASE))}
     releases.write(out, {name: weights} | kept | made | {CARD: card.encode()})
-    print(f"test accuracy {correct / count:.4f} of {count:,} {text.unit}; release in {out}")
+    print(
+        f"test accuracy {correct / count:.4f} of {count:,} {text.unit} of {data.title}; "
+        f"release in {out}"
+    )
 
 
 def check_tolerance(options: Make | Verify) -> None:

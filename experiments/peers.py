@@ -96,15 +96,17 @@ def run(config: Config) -> None:
     circumstances = environment(jax.devices("cpu")[:1])
     programs, versions = load(config.framework, config.seed)
     framework = " / ".join(f"{name} {version}" for name, version in versions.items())
-    print(f"{config.row} in {framework}")
+    print(f"the program of {config.row} in {framework}")
     clock = Clock()
     dataset, metrics = programs.PROGRAMS[config.row](config, clock)
     shown = {k: f"{v:.4g}" for k, v in metrics.items() if not isinstance(v, list)}
     times = {k: v for k, v in clock.seconds.items() if not isinstance(v, list)}
     shown |= {f"{k} seconds": f"{v:.1f}" for k, v in times.items()}
     print(", ".join(f"{k} {v}" for k, v in shown.items()), f"on {dataset.title}")
-    # The tables know no such row as one of few examples, and refuse it.
+    # The tables know no such row as one of few examples or of made-up ones, and refuse it.
     few = "" if config.limit is None else f", the first {config.limit}"
+    made_up = dataset.source == "offline"
+    few += ", on made-up data" if made_up else ""
     record = {
         "experiment": "peers",
         "peer": {"row": config.row + few, "framework": framework},
@@ -115,7 +117,8 @@ def run(config: Config) -> None:
         "environment": {k: v for k, v in circumstances.items() if k not in NOT_INVOLVED} | versions,
         "seed": config.seed,
     }
-    leave(record, free_file(config))
+    # Made-up data has no place among the results, unless that is asked for.
+    leave(record, None if made_up and config.out is None else free_file(config))
 
 
 def leave(record: dict[str, Any], target: Path | None) -> None:

@@ -1,6 +1,7 @@
 """Repeat rows of BENCHMARKS.md here, and say whether they come out as recorded.
 
     python experiments/reproduce.py --row imdb-tf2             one row, by its heading there
+    python experiments/reproduce.py --row long-lag-order       all cells of a long-lag task
     python experiments/reproduce.py --all --budget 2h          as many as fit, the cheapest first
     python experiments/reproduce.py --resume runs/reproduce-20260102-030405        go on with that
     python experiments/reproduce.py --list                     the rows, and what they take
@@ -10,15 +11,17 @@ A row is run again with the settings in its records and one of their seeds (anot
 are equal in every bit where versions and machine are the same (to round-off where several seeds ran
 in one program), and the interval in which the recorded seeds say that 95 % of further runs lie,
 mean ± t · s · √(1 + 1/n) of n seeds. What a run cost is not held against anything. The exit code is
-0 where every number lies within, 1 where one does not.
+1 where a number lies outside, and 0 where none does. A single recorded seed has no interval: where
+its numbers are not the recorded ones, the last line says that nobody can tell.
 
 Every run keeps its folder. What is cut short by --budget, by SIGTERM or by a power cut goes on
-where it last saved, with --resume.
+where it last saved, with --resume; baselines and long-lag tasks, which save nothing, begin again.
 """
 
 import dataclasses
 import math
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -32,11 +35,12 @@ from typing import Any, NamedTuple
 from scipy.special import stdtrit
 from tqdm import tqdm
 
-from lstmjax import cli, tables, verify
-from lstmjax.records import RunError, to_json, write_file
+from lstmjax import cli, long_lag_tables, tables, verify
+from lstmjax.records import RunError, hold, to_json, write_file
 from lstmjax.schema import SECONDS, is_cost
 
 RESULTS = Path(__file__).with_name("results")
+REPEATED = (*verify.TRAINING, "baselines")  # and long_lag, whose records hold several rows
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600}
 
 
@@ -98,16 +102,30 @@ def rows(results: str | Path) -> dict[str, tables.Group]:
     """
     found = {}
     for group in tables.load_groups(results):
-        if group.name == "lstmjax" and group.records[0]["experiment"] in verify.TRAINING:
+        if group.name == "lstmjax" and group.records[0]["experiment"] in REPEATED:
             found.setdefault(group.row, group)
+    for group in tables.load_timed(results)["long_lag"]:
+        name = long_lag_tables.row(group.files[0])
+        found.setdefault(name, tables.Group(name, *_by_seed(group)))
     if not found:
         raise RunError(f"--results: {results} holds no record of a row that can be repeated")
     return dict(sorted(found.items(), key=lambda item: seconds(item[1])))
 
 
+def _by_seed(group: tables.Group) -> tuple[str, tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """The name, records and files of a long-lag group, a record for each seed."""
+    (record,) = group.records
+    return group.name, long_lag_tables.apart(record), group.files
+
+
 def seconds(group: tables.Group) -> float:
-    """How long one run of a row took, the median over its seeds."""
-    return statistics.median(sum(r["seconds"][k] for k in SECONDS) for r in group.records)
+    """How long one run of a row took, the median over its seeds.
+
+    Seeds of one program share its seconds, but each of them has one device of several.
+    """
+    median = statistics.median(sum(r["seconds"][k] for k in SECONDS) for r in group.records)
+    first = group.records[0]
+    return median * (first["environment"]["devices"] if first.get("together") else 1)
 
 
 def parse_budget(text: str | None) -> float:
@@ -136,7 +154,8 @@ def prediction(values: Sequence[float]) -> tuple[float, float] | None:
 def compared(group: tables.Group, record: Mapping[str, Any]) -> list[Repeated]:
     """The metrics that a row shows, of a repetition and of its records; not those by epoch."""
     found = []
-    for name, _, _ in tables.ROWS[group.row].metrics:
+    shown = tables.ROWS[group.row].metrics if group.row in tables.ROWS else ()
+    for name in [name for name, *_ in shown] or group.records[0]["metrics"]:
         now = record["metrics"].get(name)
         if now is None or isinstance(now, list) or is_cost(name):
             continue
@@ -150,11 +169,16 @@ def compared(group: tables.Group, record: Mapping[str, Any]) -> list[Repeated]:
 # ---- running ------------------------------------------------------------------------------------
 
 
+def saved(group: tables.Group, out: Path) -> bool:
+    """Whether a run was cut short and can be gone on with."""
+    return group.records[0]["experiment"] in verify.TRAINING and (out / "run.json").exists()
+
+
 def command(group: tables.Group, config: Config, out: Path) -> list[str]:
-    """What runs a row again, or goes on with it where its folder is there."""
+    """What runs a row again, or goes on with it where it has saved itself."""
     record = group.records[0]
     script = str(Path(__file__).with_name(f"{record['experiment']}.py"))
-    if (out / "run.json").exists():
+    if saved(group, out):
         return [sys.executable, script, f"--resume={out}"]
     record = record | {"seed": record["seed"] if config.seed is None else config.seed}
     settings = record["config"] | {"seed": record["seed"], "seeds": 1, "sweep": None}
@@ -164,6 +188,8 @@ def command(group: tables.Group, config: Config, out: Path) -> list[str]:
     devices = config.devices or recorded
     environment = record["environment"] | {"devices": devices}
     asked = verify.flags(record | {"config": settings, "environment": environment})
+    if settings.get("model") in ("nbsvm", "tfidf"):  # which run on no device
+        asked.remove(f"--devices={devices}")
     return [sys.executable, script, *asked, f"--out={out}"]
 
 
@@ -175,11 +201,15 @@ def repeat(group: tables.Group, config: Config, out: Path, limit: float) -> dict
     """
     if not (out / "record.json").exists():
         out.parent.mkdir(parents=True, exist_ok=True)
+        if not saved(group, out):
+            shutil.rmtree(out, ignore_errors=True)  # begun by us, and nothing to go on with
         log = out.with_suffix(".log")
         with log.open("ab") as said:
+            # A session of its own: Ctrl-C reaches it through us alone, once.
             child = subprocess.Popen(
-                command(group, config, out), stdout=said, stderr=subprocess.STDOUT
-            )
+                command(group, config, out), stdout=said, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
             try:
                 code = child.wait(None if math.isinf(limit) else limit)
             except subprocess.TimeoutExpired:
@@ -194,20 +224,22 @@ def repeat(group: tables.Group, config: Config, out: Path, limit: float) -> dict
         if code:
             last = log.read_text(errors="replace").strip().splitlines() or ["nothing said"]
             raise RunError(f"{group.row} ended with exit code {code}: {last[-1]}")
-    return tables.load(out / "record.json")
+    record = tables.load(out / "record.json")
+    return long_lag_tables.apart(record)[0] if record["experiment"] == "long_lag" else record
 
 
 def told(group: tables.Group, record: Mapping[str, Any]) -> list[str]:
     """What is to be said of a row that was repeated."""
     lines = []
     for metric in compared(group, record):
-        words = {True: "within", False: "OUTSIDE", None: "no interval from a single seed"}
-        interval = metric.interval or (math.nan, math.nan)
+        words = {True: "within", False: "OUTSIDE", None: "nobody can tell"}
+        low, high = metric.interval or (math.nan, math.nan)
+        further = f"{low:.6g} to {high:.6g}" if metric.interval else "no interval"
         ours = "the same in every bit" if metric.now == metric.recorded else f"{metric.recorded}"
         ours = "no run of this seed" if metric.recorded is None else ours
         lines.append(
             f"  {metric.name}: {metric.now!r}; recorded: {ours}; "
-            f"further runs: {interval[0]:.6g} to {interval[1]:.6g}; {words[metric.within]}"
+            f"further runs: {further}; {words[metric.within]}"
         )
     now = sum(record["seconds"][k] for k in SECONDS)
     lines.append(f"  {now:.0f} s, recorded {seconds(group):.0f} s")
@@ -234,7 +266,7 @@ def run(config: Config) -> int:
     known = rows(config.results)
     if config.list:
         for name, group in known.items():
-            print(f"{name:20} {seconds(group):6.0f} s a run, {len(group.records)} seeds")
+            print(f"{name:24} {seconds(group):6.0f} s a run, {len(group.records)} seeds")
         return 0
     if config.all == (config.row is not None):
         raise cli.ConfigError("--row: got both or none of --row and --all, expected one of them")
@@ -242,9 +274,10 @@ def run(config: Config) -> int:
         raise cli.ConfigError(f"--row: got {config.row}, expected one of {', '.join(known)}")
     chosen = known if config.all else {config.row: known[config.row]}
     folder = folder_of(config)
+    lock = hold(folder)  # noqa: F841  (open for as long as this runs)
     # So that a run that is under way is told to save itself, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.STOPPED))
-    outside, left = [], []
+    outside, unsure, left = [], [], []
     bar = tqdm(chosen.items(), unit=" rows", disable=None)
     for name, group in bar:
         bar.set_postfix_str(name)
@@ -259,12 +292,14 @@ def run(config: Config) -> int:
         tqdm.write("\n".join([f"{name}, seed {record['seed']}", *told(group, record)]))
         results = compared(group, record)
         outside += [f"{name} {metric.name}" for metric in results if metric.within is False]
+        unsure += [f"{name} {metric.name}" for metric in results if metric.within is None]
         summary = {"row": name, "results": [metric._asdict() for metric in results]}
         write_file(out / "reproduced.json", to_json(summary))
     if left:
         print(f"left out for time: {', '.join(left)}; --resume {folder} goes on")
     done = len(chosen) - len(left)
     verdict = f"outside: {', '.join(outside)}" if outside else "none outside of its interval"
+    verdict += f"; nobody can tell: {', '.join(unsure)}" if unsure else ""
     print(f"{done} of {len(chosen)} rows repeated; {verdict}; runs in {folder}")
     return int(bool(outside))
 

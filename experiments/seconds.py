@@ -41,6 +41,7 @@ HERE = Path(__file__).parent
 SCRIPTS = {"imdb-tf2": "imdb.py", "mnist-corrected": "mnist.py"}  # whose defaults are the program
 NEEDED = {"lstmjax": (), "keras": ("keras", "tensorflow"), "torch": ("torch",)}
 SHOWN = {"imdb-tf2": "IMDB reviews", "mnist-corrected": "MNIST by rows"}
+OFFLINE = {"imdb-tf2": "generated reviews", "mnist-corrected": "rendered digits by rows"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,15 +200,18 @@ def run(config: Config) -> None:
         lines = [line_of(name, [runs[name] for runs in found.values()]) for name in frameworks]
         ours = found[config.seed]["lstmjax"]  # which stands for the others
         few = "" if config.limit is None else f", the first {config.limit} of every split"
+        made_up = ours["dataset"]["source"] == "offline"
+        shown = (OFFLINE if made_up else SHOWN)[config.program]
+        called = (seconds_tables.OFFLINE if made_up else seconds_tables.TITLES)[config.program]
         levels = list(seconds_tables.LEVELS[config.program])
         # What the runs have told, beside what was asked for.
         folder.config |= {
             "versions": {line.framework: line.versions for line in lines},
             "levels": levels,
-            "title": f"{seconds_tables.TITLES[config.program]}{few}, on {ours['dataset']['name']}",
+            "title": f"{called}{few}, on {ours['dataset']['name']}",
         }
         data = f"{ours['dataset']['name']}{few}, {config.seeds} seeds"
-        title = f"{SHOWN[config.program]} ({data})"
+        title = f"{shown} ({data})"
         folder.figure("seconds", seconds_plots.curves(title, lines, levels))
         every = [record for runs in found.values() for record in runs.values()]
         folder.finish(
@@ -220,7 +224,7 @@ def run(config: Config) -> None:
         )
     for row in seconds_tables.rows(lines, levels):
         print(" | ".join(row))
-    print(f"record in {folder.path}")
+    print(f"trained on {data}; record in {folder.path}")
 
 
 if __name__ == "__main__":

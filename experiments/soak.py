@@ -239,7 +239,8 @@ def run(config: Config) -> None:
             devices=config.devices,
             seed=config.seed,
         )
-    print(f"{soak_tables.line(config.mode, metrics)}; record in {folder.path}")
+    data = dataset["name"] if isinstance(dataset, dict) else dataset.name
+    print(f"{soak_tables.line(config.mode, metrics)}, on {data}; record in {folder.path}")
     if config.mode == "kill" and metrics["runs_identical"] < metrics["runs"]:
         sys.exit(1)
 

@@ -49,7 +49,6 @@ from lstmjax.records import Run, RunError, RunStopped, params_sha256
 from lstmjax.schema import SECONDS
 from lstmjax.seeds import apart
 from lstmjax.timing_tables import aligned
-from lstmjax.what_matters_tables import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,10 +371,12 @@ def run(config: Config) -> None:
             devices=next(iter(records.values()))["environment"]["devices"],
         )
     for task in found_tables.cells_of(record):
-        print(f"\n{TASKS[task].title}\n{aligned(*found_tables.table(record, task))}")
+        title, table = found_tables.title(folder.config, task), found_tables.table(record, task)
+        print(f"\n{title}\n{aligned(*table)}")
     if config.study == "init":
         print("\n" + aligned(*found_tables.gap_table(record)))
-    print(f"{len(records)} of {len(cells)} cells; record in {folder.path}")
+    data = f"{record['dataset']['name']} ({record['dataset']['source']})"
+    print(f"{len(records)} of {len(cells)} cells on {data}; record in {folder.path}")
 
 
 def main() -> None:

@@ -18,7 +18,9 @@ there when the run is taken up again:
 Orders, keys and masks depend on the seed and the step alone, so nothing else has to be kept.
 """
 
+import functools
 import math
+import os
 import re
 import signal
 import sys
@@ -34,6 +36,7 @@ from lstmjax import distributed, parallel
 from lstmjax.checkpoint import named
 from lstmjax.records import Run, RunError, RunStopped, plain, to_json, write_file
 
+_ONCE = 2.0  # seconds in which a second SIGTERM is the first one's echo
 # What a second signal does where the first one would have been ignored, as in a shell's background.
 SIGNALS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
 
@@ -55,7 +58,9 @@ class Keeper:
     """Saves a run as it goes, ends it when it is asked to, and goes on where it was.
 
     A context manager: within it SIGTERM and SIGINT (Ctrl-C) mean to save after the present piece
-    and to end with ``RunStopped``; a second one ends the process at once.
+    and to end with ``RunStopped``; a second one ends the process at once. (Where a scheduler tells
+    all processes of a job and a parent passes it on, SIGTERM comes twice: within two seconds the
+    second one does nothing.)
 
     Attributes:
       epoch: which epoch the run is in, from 1 on.
@@ -94,6 +99,7 @@ class Keeper:
         self._skipped = 0
         self._saved = 0, time.monotonic()  # the step and the time of the last save
         self._signal: int | None = None
+        self._asked = 0.0  # when the signal came
         self._before: dict[int, Any] = {}
 
     # ---- where the loop is ----------------------------------------------------------------------
@@ -300,12 +306,21 @@ class Keeper:
                 raise
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        self._signal = number
+        self._signal, self._asked = number, time.monotonic()
         for other, before in self._before.items():  # from now on they end the process
             ignored = before in (signal.SIG_IGN, None)
-            signal.signal(other, SIGNALS[other] if ignored else before)
+            again = SIGNALS[other] if ignored else before
+            if other == number == signal.SIGTERM:
+                again = functools.partial(self._on_echo, again)
+            signal.signal(other, again)
         name = signal.Signals(number).name
         print(f"{name}: saving after these steps; again to end at once", file=sys.stderr)
+
+    def _on_echo(self, again: Any, number: int, frame: Any) -> None:
+        """A second SIGTERM: what ``again`` does, but not just after the first one."""
+        if time.monotonic() - self._asked >= _ONCE:
+            signal.signal(number, again)
+            os.kill(os.getpid(), number)
 
     def _give_back(self) -> None:
         """Makes signals mean what they meant before."""

@@ -1,6 +1,8 @@
 """What experiments/long_lag.py found, as text: on the screen, and in BENCHMARKS.md."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,39 @@ _CRITERIA = {
 _HEAD = (
     "cell", "seeds", "solved", "at update", "updates run", "test loss", "wrong %", "train s",
 )  # fmt: skip
+
+
+SCORES = ("solved_at", "test_loss", "test_wrong")  # of each seed, after the cell's name
+
+
+def row(file: str) -> str:
+    """The row that a record's file name stands for: "long-lag-adding" of long-lag-adding-seed0."""
+    return re.sub(r"-seeds?\d+(-\d+)?$", "", Path(file).stem)
+
+
+def apart(record: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The records of single seeds that a record of all cells and seeds stands for.
+
+    Returns:
+      One for each seed with its seed, SCORES of every cell as its metrics, an equal share of the
+      seconds, and ``together``: how many they are.
+    """
+    own, found = seeds_of(record), []
+    for number, seed in enumerate(own):
+        scores = {
+            f"{cell}_{name}": float(record["metrics"][f"{cell}_{name}"][number])
+            for cell in record["config"]["cells"].split(",")
+            for name in SCORES
+        }
+        changed = {
+            "seed": seed,
+            "config": {**record["config"], "seeds": 1},
+            "metrics": scores,
+            "seconds": {name: time / len(own) for name, time in record["seconds"].items()},
+            "together": len(own),
+        }
+        found.append({**record, **changed})
+    return tuple(found)
 
 
 def title(task: str, length: int) -> str:
@@ -97,18 +132,18 @@ def section(groups: Sequence[Any], provenance: Callable[[Any], list[str]]) -> li
     ]  # fmt: skip
     for group in groups:
         (record,) = group.records
-        lines += ["", *_table(record), "", *provenance(group)]
+        lines += ["", *_table(record, row(group.files[0])), "", *provenance(group)]
     return lines
 
 
-def _table(record: Mapping[str, Any]) -> list[str]:
+def _table(record: Mapping[str, Any], name: str) -> list[str]:
     config, metrics = record["config"], record["metrics"]
     task, every = config["task"], config["eval_every"]
     first, *_, last = seeds_of(record) * 2
     seeds = f"{first}–{last}" if last > first else str(first)
     base = f"{metrics['baseline_loss']:.3g}"
     lines = [
-        f"### {title(task, config['length'])}", "",
+        f"### {name}: {title(task, config['length'])}", "",
         f"The loss is the {LOSSES[task]}; without memory it is {base} at best. Here "
         f"{_CRITERIA[task]}. Evaluated after every {every:,} updates of {config['batch_size']} "
         f"sequences, at most {config['updates']:,}.", "",

@@ -95,13 +95,14 @@ def _task(group: Any) -> Iterator[dict[str, str]]:
     """A line for each cell of a long-lag task: how many seeds solved it, and when."""
     (record,) = group.records
     config, metrics = record["config"], record["metrics"]
+    row = long_lag_tables.row(group.files[0])
     title = long_lag_tables.title(config["task"], config["length"])
     count = len(seeds_of(record))
     for cell in config["cells"].split(","):
         solved, when = long_lag_tables.solved(metrics[f"{cell}_solved_at"])
         yield {
-            "row": f"{title}, {cell}",
-            "title": f"{title}, {cell}",
+            "row": f"{row}: {title}, {cell}",
+            "title": f"{row}: {title}, {cell}",
             "command": _command(record),
             "parameters": NONE,
             "updates": f"{metrics[f'{cell}_updates'][-1]:,}",

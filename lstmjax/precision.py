@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.bptt import check_inputs
-from lstmjax.dropout import Noise, zoneout_alone
+from lstmjax.dropout import Noise, has_other_masks, zoneout_alone
+from lstmjax.fused import RESIDUALS
 from lstmjax.lstm import lstm
 from lstmjax.recurrence import recur_compiled
 from lstmjax.variants import init_learned_state
@@ -73,6 +74,7 @@ def _run(
     xs = xs.astype(jnp.bfloat16)
     over_time = {"mask": mask, "lengths": lengths, "resets": resets, "reverse": reverse}
     how = {"method": method, "unroll": unroll, "truncation": truncation}
+    noise = noise if jax.tree.leaves(noise) else None  # Noise() drops nothing
     known = noise is None or (method == "fused" and zoneout_alone(noise))
     if layer is lstm and method not in ("scan", "unrolled") and known:
         # A derivative by hand takes a weight's gradient in one product after the loop.
@@ -86,7 +88,9 @@ def _run(
     if reset_to is not None:
         checks.states(reset_to, type(first), [part.shape for part in first], "reset_to")
         reset_to = _kept(reset_to)
-    if (residuals := options.pop("residuals", "gates")) != "gates":
+    residuals, by_hand = options.pop("residuals", "gates"), layer is lstm and method == "fused"
+    checks.one_of("residuals", residuals, RESIDUALS)
+    if residuals != "gates" and (not by_hand or has_other_masks(noise)):
         expected = "expected 'gates' without a derivative by hand"
         raise ValueError(f"residuals: got {residuals!r}, {expected}")
     clips = {name: options.pop(name) for name in ("cell_clip", "proj_clip") if name in options}

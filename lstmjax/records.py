@@ -13,6 +13,7 @@ JSON knows neither NaN nor infinity, so they are written as the strings "nan", "
 """
 
 import dataclasses
+import errno
 import json
 import os
 import struct
@@ -78,6 +79,8 @@ class RunStopped(RuntimeError):
 def write_file(path: str | os.PathLike, data: bytes) -> None:
     """Writes a whole file or none: to a temporary name beside it, then renamed over it.
 
+    The content is on the disk before it gets its name: a power cut leaves the old or the new file.
+
     Raises:
       RunError: the folder cannot be written to, the disk is full; a file that was there stays as it
         was.
@@ -85,7 +88,10 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            to_disk(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with suppress(OSError):
@@ -93,6 +99,15 @@ def write_file(path: str | os.PathLike, data: bytes) -> None:
         if isinstance(error, OSError):
             raise RunError(f"cannot write {path}: {error.strerror}") from error
         raise
+
+
+def to_disk(number: int) -> None:
+    """Waits until what was written to an open file is on the disk, where files can say so."""
+    try:
+        os.fsync(number)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
 
 
 # ---- the run folder -----------------------------------------------------------------------------
@@ -120,6 +135,7 @@ class Run:
         self._events = None
         self._event_file = None
         self._lock = None
+        self._sizes: dict[str, int] = {}  # of the files that were not written to since `restore`
 
     @classmethod
     def create(
@@ -155,10 +171,11 @@ class Run:
             )
         except OSError as error:
             raise RunError(f"cannot make the folder {error.filename}: {error.strerror}") from error
-        write_file(path / "config.json", to_json(settings))
         run = cls(path, experiment, settings)
+        versions = _versions()  # before anything is written: it takes a while
+        _claim(path / "config.json", to_json(settings))
         run._hold()
-        run._write_story([])
+        run._write_story([versions])
         return run
 
     @classmethod
@@ -217,37 +234,33 @@ class Run:
                 file=sys.stderr,
             )
         run._resumed = len(states)
-        run._write_story(states)
+        run._write_story([*states, now])
         return run
 
     def _hold(self) -> None:
         """Makes sure that no other process writes into the folder as long as this one lives."""
         try:
-            import fcntl
-        except ImportError:  # not on Windows
-            return
-        self._lock = open(self.path / "config.json", "rb")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            self._lock = hold(self.path)
+        except RunError:
             self.close()
-            raise RunError(f"{self.path} is in use by another process") from error
-        except OSError:  # a file system without locks
-            pass
+            raise
 
     def _write_story(self, opened: list[dict[str, Any]]) -> None:
-        """Writes who has opened the folder, with which versions, now and before."""
-        story = {"experiment": self.experiment, "command": self._command}
-        story["opened"] = [*opened, _versions()]
+        """Writes with which versions the folder was opened, before and now."""
+        story = {"experiment": self.experiment, "command": self._command, "opened": opened}
         write_file(self.path / "run.json", to_json(story))
 
     def progress(self) -> dict[str, Any]:
-        """How far the files of the folder are written, for `restore`."""
-        sizes = {}
+        """How far the files of the folder are written, for `restore`; so far they are on disk."""
+        sizes = dict(self._sizes)
         for file in (self._metrics, self._events):
             if file is not None:
                 if os.fstat(file.fileno()).st_nlink == 0:
                     raise RunError(f"{self.path} has gone: {Path(file.name).name} was deleted")
+                try:
+                    to_disk(file.fileno())
+                except OSError as error:
+                    raise RunError(f"cannot write to {self.path}: {error.strerror}") from error
                 sizes[Path(file.name).name] = file.seek(0, os.SEEK_END)
         return {"sizes": sizes}
 
@@ -258,6 +271,7 @@ class Run:
           RunError: a file is shorter than it was, or cannot be written.
         """
         sizes = dict(progress["sizes"]) if progress else {}
+        self._sizes = dict(sizes)
         self._event_file = next((name for name in sizes if name != "metrics.jsonl"), None)
         for path in [self.path / "metrics.jsonl", *sorted(self.path.glob("events.out.tfevents.*"))]:
             size = sizes.pop(path.name, 0)
@@ -339,6 +353,7 @@ class Run:
           seed: the run's seed.
           devices: as in `environment`.
           row: the row of BENCHMARKS.md this run belongs to, one of `tables.ROWS`; None for none.
+            A run on offline data belongs to none: it is not IMDB, whatever was asked for.
           parameters: how many numbers are trained, of one model; None where there is no one model.
           updates: how often they were changed.
 
@@ -352,6 +367,7 @@ class Run:
 
         if not isinstance(dataset, Mapping):
             dataset = {key: getattr(dataset, key) for key in DATASET}
+        row = None if dataset.get("source") == "offline" else row
         first = first_steps(read_lines(self.path / "metrics.jsonl"))
         asked = {k: v for k, v in self.config.items() if k == "deterministic"}
         size = {"parameters": parameters, "updates": updates}
@@ -464,6 +480,45 @@ def _fresh_folder(root: Path, experiment: str) -> Path:
             path.mkdir()
             return path
         number += 1
+
+
+def hold(folder: Path) -> Any:
+    """Locks a folder by its config.json, for as long as the file that is returned stays open.
+
+    Raises:
+      RunError: another process holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return None
+    lock = open(folder / "config.json", "rb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise RunError(f"{folder} is in use by another process") from error
+    except OSError:  # a file system without locks
+        pass
+    return lock
+
+
+def _claim(path: Path, data: bytes) -> None:
+    """Writes a file that must not be there yet: of two processes one gets the folder.
+
+    Raises:
+      RunError: it is there, or cannot be written.
+    """
+    own = path.with_name(f".{path.name}.{os.getpid()}.claim")
+    write_file(own, data)
+    try:
+        os.link(own, path)
+    except FileExistsError as error:
+        raise RunError(f"--out: {path.parent} is in use by another process") from error
+    except OSError:  # a file system without links
+        write_file(path, data)
+    finally:
+        own.unlink(missing_ok=True)
 
 
 def _empty_folder(path: Path) -> Path:

@@ -237,8 +237,15 @@ def _compiled_by_hand(by_hand, params, state, xs, arrays, traced, reverse, unrol
 @partial(jax.jit, static_argnums=(0, 6, 7, 8, 9), inline=True)
 def _compiled(step, params, state, xs, arrays, traced, static, reverse, method, unroll):
     state = varying_like(state, (params, traced))  # whose weights differ from device to device
-    step = partial(step, params, **dict(static), **traced)
-    return recur(step, state, xs, **arrays, reverse=reverse, method=method, unroll=unroll)
+    # Narrow weights are narrowed at each step anew: a loop's derivative sums what reaches a weight
+    # in the dtype that the weight has outside of it, and bfloat16 has no digits left for that.
+    outside = jax.tree.map(lambda leaf: leaf.astype(checks.wide(leaf.dtype)), params)
+
+    def narrow_step(state, x_t, **noise_t):
+        inside = jax.tree.map(lambda kept, leaf: kept.astype(leaf.dtype), outside, params)
+        return step(inside, state, x_t, **dict(static), **traced, **noise_t)
+
+    return recur(narrow_step, state, xs, **arrays, reverse=reverse, method=method, unroll=unroll)
 
 
 def _unrolled(body, state, inputs, steps: int, reverse: bool) -> tuple[Any, jax.Array]:

@@ -20,6 +20,10 @@ TITLES = {
     "imdb-tf2": "IMDB reviews, two LSTMs(64) on the last 80 words, batches of 128",
     "mnist-corrected": "MNIST by rows, LSTM(100), batches of 50",
 }
+OFFLINE = {
+    "imdb-tf2": TITLES["imdb-tf2"].replace("IMDB", "generated"),
+    "mnist-corrected": TITLES["mnist-corrected"].replace("MNIST", "rendered digits"),
+}
 LEVELS = {"imdb-tf2": (0.80, 0.83, 0.84), "mnist-corrected": (0.90, 0.95)}
 _BY_EPOCH = ("seconds", "accuracy")
 _BY_SEED = ("compile", "train", "eval", "process", "test_accuracy")

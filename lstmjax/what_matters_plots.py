@@ -78,7 +78,7 @@ def study(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure:
             means.append(f"{mean:{spec.form}}")
         if any(series.values()):  # not all cells of the task diverged
             means = " and ".join(dict.fromkeys(means))
-            title = f"{spec.title}; {reference}: {means}"
+            title = f"{tables.title(config, task)}; {reference}: {means}"
             xlabel = f"{spec.label}, {'quotient' if spec.ratio else 'difference'}"
             line = 1.0 if spec.ratio else 0.0
             panels.append(Panel(title, xlabel, series, spec.ratio, line))

@@ -48,6 +48,7 @@ TASKS = {
         "adding problem, T = 200", "updates_to_solve", "updates to solve it", ",.0f", True, False
     ),
 }
+_OFFLINE = {"imdb": "generated reviews", "mnist": "rendered digits by rows"}
 _NOTES = {
     "sin": "The program of the row sin-tf1. There are no splits: the MSE is that of the last 20 "
     "updates, each on a batch that had not been seen before.",
@@ -240,6 +241,17 @@ def line(metrics: Mapping[str, Any], cell: str, reference: str) -> str:
     return f"{text}, against {name} {difference}"
 
 
+def title(config: Mapping[str, Any], task: str) -> str:
+    """A task in words; made-up data is never called by the real one's name.
+
+    Args:
+      config: of a study's record.
+    """
+    runs = [run for cell, run in config["runs"].items() if cell.partition("/")[0] == task]
+    sources = {run["dataset"]["source"] for run in runs if "dataset" in run}
+    return _OFFLINE[task] if "offline" in sources else TASKS[task].title
+
+
 def cells_of(record: Mapping[str, Any]) -> dict[str, list[str]]:
     """The names of a record's cells by task, in the order in which they were run."""
     found: dict[str, list[str]] = {}
@@ -367,7 +379,7 @@ def _study(record: Mapping[str, Any]) -> list[str]:
                 for one in runs if "dataset" in one]  # fmt: skip
         epochs = f" {config['epochs']} epochs." if task in ("imdb", "mnist") else ""
         note = f"{_NOTES[task]}{epochs} Data: {' and '.join(dict.fromkeys(data)) or 'none'}."
-        lines += ["", f"**{TASKS[task].title}.** {note}", "", *_markdown(*table(record, task))]
+        lines += ["", f"**{title(config, task)}.** {note}", "", *_markdown(*table(record, task))]
     if config["study"] == "init":
         head, gaps = gap_table(record)
         lines += [

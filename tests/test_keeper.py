@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import pytest
 
-from lstmjax import losses, optim, parallel, train
+from lstmjax import keeper, losses, optim, parallel, train
 from lstmjax.keeper import Keeper, save_every
 from lstmjax.records import Run, RunError, RunStopped
 
@@ -192,6 +192,39 @@ def test_a_second_signal_ends_at_once(compiled, tmp_path, before):
         assert signal.getsignal(signal.SIGINT) == before
     finally:
         signal.signal(signal.SIGINT, mine)
+
+
+def test_an_echo_of_sigterm_does_not_end_it(compiled, tmp_path):
+    """A scheduler tells all processes of a job, and a parent passes it on."""
+
+    def at(epoch, piece):
+        if (epoch, piece) == (1, 1):
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+
+    with pytest.raises(RunStopped, match=" by SIGTERM and saved"):
+        go(compiled, Config(out=str(tmp_path / "run")), at=at)
+
+
+def test_a_later_sigterm_ends_it(compiled, tmp_path, monkeypatch):
+    heard = []
+    monkeypatch.setattr(keeper, "_ONCE", 0.0)
+    mine = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+
+        def at(epoch, piece):
+            if (epoch, piece) == (1, 1):
+                for _ in range(2):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.01)
+                assert heard == [1]
+
+        with pytest.raises(RunStopped):
+            go(compiled, Config(out=str(tmp_path / "run")), at=at)
+        assert heard == [1]
+    finally:
+        signal.signal(signal.SIGTERM, mine)
 
 
 def test_another_number_of_devices(compiled, undisturbed, tmp_path):

@@ -359,9 +359,11 @@ def test_section_of_benchmarks():
         "task": "adding", "length": 1000, "cells": "lstm,rnn", "seeds": 3, "batch_size": 50,
         "eval_every": 100, "updates": 3000,
     }  # fmt: skip
-    group = SimpleNamespace(records=[{"seed": 7, "config": config, "metrics": metrics}])
+    group = SimpleNamespace(
+        records=[{"seed": 7, "config": config, "metrics": metrics}], files=["one-seeds7-9.json"]
+    )
     text = "\n".join(long_lag_tables.section([group, group], lambda group: ["- from here"]))
-    assert text.count("### adding problem, T = 1,000\n") == text.count("- from here") == 2
+    assert text.count("### one: adding problem, T = 1,000\n") == text.count("- from here") == 2
     assert "The loss is the mean squared error; without memory it is 0.167 at best." in text
     assert "wrong is an error of 0.08 or more" in text
     assert "after every 100 updates of 50 sequences, at most 3,000." in text
@@ -376,7 +378,7 @@ def test_a_record_gets_its_section(record, tmp_path):
     (tmp_path / "long-lag-copy-seed3.json").write_text(json.dumps(record))
     text = tables.benchmarks([], [], tables.load_timed(tmp_path))
     assert "## long-lag: memory over many steps" in text
-    assert "### copy problem, T = 2" in text and "| rnn | 3–4 | 0 of 2 |" in text
+    assert "### long-lag-copy: copy problem, T = 2" in text and "| rnn | 3–4 | 0 of 2 |" in text
     assert "with seeds 3, 4\n" in text and "`long-lag-copy-seed3.json`" in text
 
 

@@ -94,7 +94,7 @@ def test_one_seed_has_no_interval(tmp_path):
 
 def test_long_lags_are_solved_or_not(folder):
     lines = overview_tables.section([], long_lag(folder))
-    title = "adding problem, T = 1,000"
+    title = "l: adding problem, T = 1,000"
     found = cells_of(lines, f"{title}, lstm")
     assert found["test, ± 95 %"] == "solved by 0 of 3" and found["updates"] == "6,000"
     assert found["train s"] == "10" and found["command"].endswith("--preset adding-1000`")

@@ -1,5 +1,6 @@
 """A run's folder: what is written into it, when, and what is left where that fails."""
 
+import errno
 import json
 import os
 import struct
@@ -235,3 +236,89 @@ def test_a_record_holds_the_first_losses_of_the_file(tmp_path):
     with Run.create("gpu", {}, out=str(tmp_path / "b")) as run:
         run.log(3, microseconds=2.5)
         assert "first_steps" not in finish(run)
+
+
+def test_what_is_in_the_files_is_not_lost_by_two_resumptions(tmp_path):
+    """The second time from a checkpoint before which the resumed run had logged nothing."""
+    with Run.create("toy", {}, out=str(tmp_path / "a")) as run:
+        for step in range(3):
+            run.log(step, loss=step / 2)
+        first = run.progress()
+    folder = tmp_path / "a"
+    written = [folder / "metrics.jsonl", *folder.glob("events.*")]
+    sizes = {path.name: path.stat().st_size for path in written}
+    with Run.reopen("toy", folder) as run:
+        run.restore(first)
+        second = run.progress()
+    assert second == first == {"sizes": sizes}
+    with Run.reopen("toy", folder) as run:
+        run.restore(second)
+        run.log(3, loss=1.5)
+        assert run.progress()["sizes"]["metrics.jsonl"] > first["sizes"]["metrics.jsonl"]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_a_run_ended_before_it_is_described_leaves_its_folder_free(tmp_path, monkeypatch):
+    """To find the versions takes a while, and starts other processes."""
+
+    def killed():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "_versions", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Run.create("toy", {}, out=str(tmp_path / "a"))
+    with Run.create("toy", {}, out=str(tmp_path / "a")) as run:
+        assert sorted(os.listdir(run.path)) == ["config.json", "run.json"]
+
+
+def test_one_of_two_processes_gets_a_folder(tmp_path, monkeypatch):
+    """Both have found it empty."""
+    monkeypatch.setattr(records, "_empty_folder", lambda path: path)
+    (tmp_path / "a").mkdir()
+    with Run.create("toy", {"seed": 1}, out=str(tmp_path / "a")) as run:
+        with pytest.raises(RunError, match="^--out: .*a is in use by another process$"):
+            Run.create("toy", {"seed": 2}, out=str(tmp_path / "a"))
+        assert json.loads((run.path / "config.json").read_text()) == {"seed": 1}
+        assert sorted(os.listdir(run.path)) == ["config.json", "run.json"]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "a", []
+
+    def fsync(number):
+        seen.append((os.fstat(number).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    records.write_file(path, b"four")
+    assert seen == [(4, False)] and path.read_bytes() == b"four"
+    with Run.create("toy", {}, out=str(tmp_path / "run")) as run:
+        run.log(1, loss=0.5)
+        del seen[:]
+        sizes = run.progress()["sizes"]
+    assert [size for size, _ in seen] == list(sizes.values()) and len(sizes) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_disk_that_does_not_answer(tmp_path, monkeypatch, number):
+    """Where files cannot be synchronised nothing is amiss; where that fails it is told."""
+
+    def fsync(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if number == errno.EINVAL:
+        records.write_file(tmp_path / "a", b"four")
+    else:
+        with pytest.raises(RunError, match="cannot write .*a: Input/output error"):
+            records.write_file(tmp_path / "a", b"four")
+    assert os.listdir(tmp_path) == ["a"] * (number == errno.EINVAL)
+
+
+def test_made_up_data_belong_to_no_row(tmp_path):
+    for source in ("tfds", "offline"):
+        out = str(tmp_path / source)
+        with Run.create("sin", Config(out=out), out=out) as run:
+            record = finish(run, row="imdb-tf2", dataset=DATASET | {"source": source})
+        assert record.get("row") == ("imdb-tf2" if source == "tfds" else None)

@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
 import reproduce  # noqa: E402
 
-from lstmjax import cli, tables  # noqa: E402
+from lstmjax import cli, long_lag_tables, tables  # noqa: E402
 from lstmjax.records import RunError  # noqa: E402
 
+SCORES = ("loss", "wrong")
 RESULTS = ROOT / "experiments" / "results"
 
 
@@ -118,6 +119,99 @@ def test_the_command_has_the_settings_of_the_record(results):
     assert lanes.records[0]["together"] == 4
     alone = reproduce.command(lanes, reproduce.Config(), Path("x"))
     assert {"--seed=0", "--devices=1"} <= set(alone)  # as each of them had
+
+
+def test_every_row_of_ours_can_be_repeated():
+    """What BENCHMARKS.md has by name: the programs, the baselines and the long-lag tasks."""
+    known = reproduce.rows(RESULTS)
+    page = (ROOT / "BENCHMARKS.md").read_text(encoding="utf-8")
+    table = page.split("\n## all rows\n")[1].split("\n## ")[0]
+    names = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[5:]]
+    assert len(names) > 40 and {n.split(",")[0].split(":")[0] for n in names if n} == set(known)
+    for name, group in known.items():
+        words = reproduce.command(group, reproduce.Config(), Path("x"))
+        assert Path(words[1]).exists() and words[-1] == "--out=x", name
+
+
+def test_linear_baselines_are_given_no_devices():
+    known = reproduce.rows(RESULTS)
+    words = reproduce.command(known["baseline-nbsvm-3"], reproduce.Config(), Path("x"))
+    assert words[1].endswith("baselines.py") and not [w for w in words if "devices" in w]
+    assert {"--ngrams=3", "--test", "--seed=0", "--data=tfds"} <= set(words)
+    words = reproduce.command(known["baseline-bag-1"], reproduce.Config(), Path("x"))
+    assert {"--model=bag", "--seeds=1", "--devices=1"} <= set(words)
+
+
+def long_lag(seed, **metrics):
+    return {
+        "experiment": "long_lag", "seed": seed, "config": {"cells": "lstm,rnn-4", "seeds": 3},
+        "metrics": metrics, "seconds": {"compile": 3.0, "train": 30.0, "eval": 3.0},
+        "environment": {"devices": 2},
+    }  # fmt: skip
+
+
+def test_a_long_lag_task_is_held_against_its_seeds():
+    numbers = {"lstm_solved_at": [100.0, 300.0, 200.0], "rnn-4_solved_at": [400, "Infinity", 400]}
+    numbers |= {f"{c}_test_{n}": [1.0, 2.0, 3.0] for c in ("lstm", "rnn-4") for n in SCORES}
+    record = long_lag(5, **numbers, lstm_updates=[0, 100])
+    alone = long_lag_tables.apart(record)
+    assert [one["seed"] for one in alone] == [5, 6, 7]
+    assert alone[1]["metrics"] == {
+        "lstm_solved_at": 300.0, "lstm_test_loss": 2.0, "lstm_test_wrong": 2.0,
+        "rnn-4_solved_at": float("inf"), "rnn-4_test_loss": 2.0, "rnn-4_test_wrong": 2.0,
+    }  # fmt: skip
+    group = tables.Group("long-lag-x", "lstmjax", alone, ("long-lag-x-seeds5-7.json",) * 3)
+    assert reproduce.seconds(group) == pytest.approx(24.0)  # a third of it, on one device of two
+    now = {"lstm_solved_at": 900.0, "rnn-4_solved_at": float("inf"), "lstm_test_loss": 2.5}
+    found = {m.name: m for m in reproduce.compared(group, {"seed": 6, "metrics": now})}
+    assert found["lstm_solved_at"].interval == reproduce.prediction([100.0, 300.0, 200.0])
+    assert {name: m.within for name, m in found.items()} == {
+        "lstm_solved_at": False, "rnn-4_solved_at": True, "lstm_test_loss": True,
+    }  # fmt: skip
+    other = reproduce.compared(group, {"seed": 5, "metrics": now})
+    assert {m.name: m.within for m in other}["rnn-4_solved_at"] is None  # a seed has none
+
+
+def test_rows_by_the_names_of_files():
+    names = ("long-lag-adding-1000-seeds0-4.json", "long-lag-order-3-seed0.json", "mine.json")
+    rows = ["long-lag-adding-1000", "long-lag-order-3", "mine"]
+    assert [long_lag_tables.row(name) for name in names] == rows
+
+
+def test_what_saves_nothing_begins_again(tmp_path, monkeypatch):
+    """It would refuse the folder that it had begun."""
+    group, out = reproduce.rows(RESULTS)["long-lag-order"], tmp_path / "long-lag-order"
+    out.mkdir()
+    (out / "run.json").write_text("{}")
+    (out / "metrics.jsonl").write_text("")
+    record = json.loads((RESULTS / "long-lag-order-seed0.json").read_text())
+    for name, value in record["metrics"].items():
+        if name.endswith(("_solved_at", "_test_loss", "_test_wrong")):
+            record["metrics"][name] = value[:1]
+    record["config"]["seeds"] = 1
+    (tmp_path / "made.json").write_text(json.dumps(record))
+    child = "import os, shutil, sys; os.mkdir(sys.argv[1]); "
+    child += "shutil.copy(sys.argv[2], sys.argv[1] + '/record.json')"
+    words = [sys.executable, "-c", child, str(out), str(tmp_path / "made.json")]
+    monkeypatch.setattr(reproduce, "command", lambda *_: words)
+    found = reproduce.repeat(group, reproduce.Config(), out, float("inf"))
+    assert os.listdir(out) == ["record.json"]
+    assert all(one.now == one.recorded for one in reproduce.compared(group, found))
+
+
+def test_a_single_recorded_seed_leaves_it_open(results, tmp_path):
+    """Where the numbers are others, and no interval is there, this is said."""
+    for seed in (1, 2):
+        (results / f"sin-tf1-seed{seed}.json").unlink()
+    path = results / "sin-tf1-seed0.json"
+    record = json.loads(path.read_text())
+    record["metrics"]["mse"] = 7.0
+    path.write_text(json.dumps(record))
+    out = tmp_path / "a"
+    done = script("--row", "sin-tf1", "--seed", 0, "--results", results, "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "recorded: 7.0; further runs: no interval; nobody can tell\n" in done.stdout
+    assert "none outside of its interval; nobody can tell: sin-tf1 mse" in done.stdout
 
 
 def test_a_row_is_run_again(results, tmp_path):
