@@ -147,6 +147,8 @@ def floating(name: str, array: Any) -> None:
     dtype = jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name}: got dtype {dtype}, expected a floating point dtype")
+    if dtype.itemsize < 2:  # which JAX promotes with nothing
+        raise ValueError(f"{name}: got dtype {dtype}, expected one of 16 bits or more")
 
 
 class Dtypes(NamedTuple):
@@ -205,15 +207,27 @@ def weights_dtype(dtype: Any) -> None:
         fine = False
     if not fine:
         raise ValueError(f"dtype: got {dtype!r}, expected a floating point dtype")
+    if jnp.dtype(dtype).itemsize < 2:
+        raise ValueError(f"dtype: got {dtype!r}, expected one of 16 bits or more")
+
+
+def prng_key(name: str, key: Any) -> None:
+    """Raises ``ValueError`` unless ``key`` is one key, of ``jax.random.key`` or ``PRNGKey``."""
+    dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (typed or dtype == jnp.uint32):
+        got = type(key).__name__ if dtype is None else f"an array of {dtype}"
+        raise ValueError(f"{name}: got {got}, expected a PRNG key, as of jax.random.key(0)")
+    if len(shape) != (0 if typed else 1):
+        raise ValueError(f"{name}: got keys of shape {list(shape)}, expected a single key")
 
 
 def states(state: Any, kind: type, shapes: Sequence[Sequence[int]], name: str = "state") -> None:
     """Raises ``ValueError`` unless ``state`` is a ``kind`` whose fields have the given shapes."""
     if not isinstance(state, kind):
         fields = ", ".join(kind._fields)
-        raise ValueError(
-            f"{name}: got {type(state).__name__}, expected {kind.__name__}({fields}) or None"
-        )
+        expected = f"{kind.__name__}({fields})" + (" or None" if state is not None else "")
+        raise ValueError(f"{name}: got {type(state).__name__}, expected {expected}")
     for field, array, expected in zip(kind._fields, state, shapes, strict=True):
         shape(f"{name}.{field}", array, expected)
         floating(f"{name}.{field}", array)

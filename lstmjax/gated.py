@@ -179,6 +179,7 @@ def draw_cell(
     checks.flag("peephole", peephole)
     checks.one_of("init", init, INITS)
     checks.weights_dtype(dtype)
+    checks.prng_key("key", key)
     of_kernels, of_peephole, of_proj = jax.random.split(key, 3)
     of_bias = jax.random.fold_in(key, 3)
     sizes = input_size, proj_size or hidden_size, hidden_size

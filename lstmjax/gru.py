@@ -204,6 +204,7 @@ def init_gru(
     checks.flag("reset_after", reset_after)
     checks.one_of("init", init, INITS)
     checks.weights_dtype(dtype)
+    checks.prng_key("key", key)
     of_x, of_h = jax.random.split(key)
     law_x, law_h = (
         (glorot, orthogonal)

@@ -221,7 +221,7 @@ def gated_biases(
       [GH].
 
     Raises:
-      ValueError: a ``forget_bias`` that is neither.
+      ValueError: a ``forget_bias`` that is neither, a law that gives no pair.
     """
     of_b, of_gates = jax.random.split(key)
     drawn = jnp.zeros((len(blocks), h), dtype)
@@ -234,7 +234,11 @@ def gated_biases(
             return drawn.reshape(-1)
         forget_bias = 1.0
     if callable(forget_bias):
-        b_i, b_f = forget_bias(of_gates, h, dtype)
+        drawn_biases = forget_bias(of_gates, h, dtype)
+        if not (isinstance(drawn_biases, tuple) and len(drawn_biases) == 2):
+            got = type(drawn_biases).__name__
+            raise ValueError(f"forget_bias: got a law that gives {got}, expected (b_i, b_f)")
+        b_i, b_f = drawn_biases
         given = {"i": b_i, "f": b_f, "-f": -b_f}
     else:
         checks.number("forget_bias", forget_bias)

@@ -184,6 +184,7 @@ def init_rnn(
     checks.flag("bias", bias)
     checks.one_of("init", init, INITS)
     checks.weights_dtype(dtype)
+    checks.prng_key("key", key)
     of_x, of_h = jax.random.split(key)
     law_x, law_h = (uniform(0.05),) * 2 if init == "uniform" else (glorot, orthogonal)
     return RNNParams(

@@ -151,6 +151,9 @@ def _whole(grads: Any, metrics: Any, batch: Any, axis_name: str) -> tuple[Any, A
     """
     if not isinstance(metrics, dict) or "loss" not in metrics:
         return jax.lax.pmean(grads, axis_name), jax.lax.psum(metrics, axis_name)
+    loss = metrics["loss"]
+    if (len(loss) if isinstance(loss, tuple | list) else (*jnp.shape(loss), 1)[0]) != 2:
+        raise ValueError(f"metrics: got {type(loss).__name__} for loss, expected (sum, count)")
     # The number of rows cancels out; with it, the share of a device without padding is exactly 1.
     rows = max([1, *(leaf.shape[0] for leaf in jax.tree.leaves(batch) if jnp.ndim(leaf))])
 

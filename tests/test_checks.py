@@ -174,11 +174,45 @@ def test_a_clip_of_a_projection_that_is_not_there():
         ("hidden_size", "5", ("'5'", ">= 1")),
         ("init", "orthogonal", ("'orthogonal'", "'lstmjax'", "'keras'")),
         ("dtype", np.int32, ("int32", "float")),
+        ("dtype", jnp.float8_e4m3fn, ("float8_e4m3fn", "16 bits")),
+        ("key", 0, ("int", "PRNG key")),
+        ("key", None, ("NoneType", "PRNG key")),
+        ("key", np.zeros(2), ("float64", "PRNG key")),
+        ("key", jax.random.split(jax.random.key(0), 3), ("[3]", "a single key")),
+        ("key", jax.random.PRNGKey(0)[None], ("[1, 2]", "a single key")),
     ],
 )
 def test_wrong_arguments_of_init(init_cell, name, value, parts):
     arguments = {"key": jax.random.key(0), "input_size": D, "hidden_size": H} | {name: value}
     assert_says((name, *parts), init_cell, **arguments)
+
+
+def test_keys_of_both_kinds_give_the_same_weights():
+    for init_cell in (init_lstm, init_rnn, init_gru):
+        new, old = (init_cell(of(7), D, H) for of in (jax.random.key, jax.random.PRNGKey))
+        np.testing.assert_array_equal(new.w_h, old.w_h)
+
+
+def test_a_law_of_forget_biases_gives_a_pair():
+    law = lambda key, h, dtype: jnp.ones(h, dtype)  # noqa: E731
+    parts = ("forget_bias", "(b_i, b_f)")
+    arguments = {"key": jax.random.key(0), "input_size": D, "hidden_size": H}
+    assert_says(parts, init_lstm, forget_bias=law, **arguments)
+
+
+def test_a_step_wants_a_state():
+    for step, params, words in (
+        (lstm_step, LSTM, "LSTMState(h, c)"), (rnn_step, RNN, "RNNState(h)"),
+        (gru_step, GRU, "GRUState(h)"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError) as raised:
+            step(params, None, XS[0])
+        assert str(raised.value) == f"state: got NoneType, expected {words}"
+
+
+def test_numbers_of_eight_bits_are_refused():
+    with pytest.raises(ValueError, match="^xs: got dtype float8_e4m3fn, expected one of 16 bits"):
+        lstm(LSTM, jnp.asarray(XS, jnp.float8_e4m3fn))
 
 
 @pytest.mark.parametrize("value", [0, -1, True])

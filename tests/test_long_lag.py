@@ -346,6 +346,19 @@ def test_how_often_and_when():
     assert line == "gru: solved by 1 of 2 seeds after 500 updates; ran 3,000 updates"
 
 
+def test_a_seed_is_scored_on_the_same_sequences_by_itself(record, tmp_path):
+    """So that one seed can be repeated alone, whichever others it was recorded with."""
+    flags = " ".join(f"--{name.replace('_', '-')} {n}" for name, n in TINY.items() if n != "seeds")
+    flags = flags.replace("--seeds 2", "--seeds 1")
+    done = run(f"--preset copy --length 2 {flags} --cells rnn,lstm --seed 4 --out a", tmp_path)
+    assert done.returncode == 0, done.stderr
+    alone = json.loads((tmp_path / "a" / "record.json").read_text())["metrics"]
+    for cell in ("rnn", "lstm"):
+        for name in ("test_loss", "test_wrong"):
+            want = record["metrics"][f"{cell}_{name}"][1]
+            assert alone[f"{cell}_{name}"][0] == pytest.approx(want, rel=1e-4), name
+
+
 def test_section_of_benchmarks():
     metrics = {
         "baseline_loss": 1 / 6, "lstm_solved_at": [300, 500, 400], "lstm_updates": [0, 100, 500],

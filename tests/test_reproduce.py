@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import reproduce  # noqa: E402
 
 from lstmjax import cli, long_lag_tables, tables  # noqa: E402
-from lstmjax.records import RunError  # noqa: E402
+from lstmjax.records import RunError, hold  # noqa: E402
 
 SCORES = ("loss", "wrong")
 RESULTS = ROOT / "experiments" / "results"
@@ -197,6 +197,19 @@ def test_what_saves_nothing_begins_again(tmp_path, monkeypatch):
     found = reproduce.repeat(group, reproduce.Config(), out, float("inf"))
     assert os.listdir(out) == ["record.json"]
     assert all(one.now == one.recorded for one in reproduce.compared(group, found))
+
+
+def test_two_do_not_repeat_into_one_folder(results, tmp_path):
+    """The second would take away what the first one's run has begun."""
+    (tmp_path / "a").mkdir()
+    asked = {"row": "sin-tf1", "results": str(results), "out": None}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(asked))
+    held = hold(tmp_path / "a")
+    done = script("--resume", tmp_path / "a")
+    said = f"error: {tmp_path}/a is in use by another process\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    assert os.listdir(tmp_path / "a") == ["config.json"]
+    held.close()
 
 
 def test_a_single_recorded_seed_leaves_it_open(results, tmp_path):

@@ -164,6 +164,14 @@ def test_without_a_loss_metric_devices_weigh_the_same(params, key):
             np.testing.assert_allclose(np.float64(p) - q, g, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("loss", [jnp.float32(1), (jnp.float32(1),) * 3, jnp.ones(3)])
+def test_a_loss_without_its_count_is_told(key, loss):
+    step = make_train_step(lambda p, batch, key: (p, {"loss": loss}), optax.sgd(1.0), axis_name="d")
+    state = init_state(jnp.float32(0), optax.sgd(1.0), key)
+    with pytest.raises(ValueError, match=r"^metrics: got .* for loss, expected \(sum, count\)"):
+        jax.vmap(step, (None, 0), None, axis_name="d")(state, {"x": jnp.ones((2, 3))})
+
+
 def test_counts_may_be_beyond_float16(key):
     """65,504 is float16's largest number; the two devices count 120,000 and 40,000."""
 

@@ -187,6 +187,21 @@ def test_section_of_benchmarks():
     assert "\n".join(rows) in text
 
 
+def test_made_up_data_are_not_called_by_the_name_of_the_real():
+    made_up = {"dataset": {"name": "offline_digits", "source": "offline"}}
+    real = {"dataset": {"name": "mnist", "source": "tfds"}}
+    runs = {"mnist/tf1": made_up, "imdb/keras": real, "imdb/torch": {"diverged": "at step 3"}}
+    assert texts.title({"runs": runs}, "mnist") == "rendered digits by rows"
+    assert texts.title({"runs": runs}, "imdb") == "IMDB reviews"
+    config = CONFIG | {"runs": {c: r | made_up if c[:4] == "imdb" else r for c, r in RUNS.items()}}
+    figure = what_matters_plots.study(config, METRICS)
+    assert figure.axes[0].get_title(loc="left").startswith("generated reviews; keras: ")
+    text = "\n".join(
+        texts.section([SimpleNamespace(records=[RECORD | {"config": config}])], lambda _: [])
+    )
+    assert "**generated reviews.**" in text and "IMDB reviews" not in text
+
+
 def test_no_point_is_left_at_the_end_of_a_number():
     got = texts.mean_text(texts.TASKS["sin"], np.log(1.3), np.log(12.0))
     assert got == "1.3 (0.11 to 16)"
