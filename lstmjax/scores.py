@@ -5,14 +5,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
-from lstmjax import checkpoint, plots
+from lstmjax import checkpoint, distributed, plots
 from lstmjax.provenance import count_parameters
 from lstmjax.records import Run, params_sha256
 
 
 class Scores:
-    """Collects the means of each split after each epoch, and logs them as they come.
+    """Collects the means of each split after each epoch, and logs and prints them as they come.
 
     Attributes:
       epochs: {split: {metric: [(epoch, value), …]}} so far.
@@ -39,6 +40,9 @@ class Scores:
             self.epochs.setdefault(split, {}).setdefault(name, []).append((epoch, value))
         line = {f"{split}_{name}": value for name, value in means.items()}
         self._folder.log(step, epoch=epoch, **line)
+        if distributed.is_main():
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
+            tqdm.write(f"epoch {epoch}: {split} {shown}")
 
     def last(self, split: str, name: str = "accuracy") -> float | None:
         """The newest value of a split's metric; None where the split is not scored."""
@@ -106,6 +110,6 @@ def finish(
     )
     epochs = scores.epochs["test"]["accuracy"][-1][0]
     print(
-        f"test accuracy {metrics['test_accuracy']:.4f} after {epochs} epochs on {dataset.title}; "
-        f"record in {folder.path}"
+        f"test accuracy {metrics['test_accuracy']:.4f} after {epochs} epochs on {dataset.title}, "
+        f"{seconds['train']:.0f} s of training; record in {folder.path}"
     )

@@ -290,7 +290,10 @@ def test_a_look_leaves_what_the_tables_refuse(tmp_path):
     record = json.loads((tmp_path / "a.json").read_text())
     assert validate(record) == []
     name = f"torch {record['environment']['torch']}"
-    assert record["peer"] == {"row": "imdb-tf2, the first 150", "framework": name}
+    assert record["peer"] == {
+        "row": "imdb-tf2, the first 150, on made-up data",
+        "framework": name,
+    }
     assert record["command"] == f"python experiments/peers.py {flags} --out a.json"
     assert record["dataset"]["name"] == "offline_reviews" and record["seed"] == 2
     assert not {"jax", "jaxlib", "flax", "optax"} & set(record["environment"])

@@ -325,7 +325,7 @@ def test_a_study_is_stopped_and_goes_on(tmp_path):
     out, said = child.communicate()
     assert (child.returncode, said) == (0, "")
     assert first.stat().st_mtime_ns == before
-    assert out.splitlines()[-1] == "2 of 2 cells; record in here"
+    assert out.splitlines()[-1] == "2 of 2 cells on offline_digits (offline); record in here"
     record = tables.load(tmp_path / "here" / "record.json")
     assert validate(record) == [] and record["resumed"] == 1
     assert record["command"].endswith(f"{flags} --out here --seed=5")
