@@ -157,7 +157,9 @@ def lstm(
       truncation: (k1, k2), whole numbers >= 1, k2 a multiple of k1: the derivative, not the values,
         becomes that of truncated backpropagation through time (bptt.py): the error of step t
         reaches no step before max(0, (⌊t/k1⌋ + 1) k1 − k2), in the order of running. (n, n) cuts
-        the sequence every n steps, (1, n) takes every error n steps back. None truncates nothing.
+        the sequence every n steps, (1, n) takes every error n steps back. Invalid steps count, and
+        an error of the returned state is one of step T − 1: it reaches no row that ended so long
+        before. None truncates nothing.
 
     Returns:
       ``(LSTMState, hs [T, B, P])``: the state after the last valid step, and the outputs. At

@@ -186,9 +186,9 @@ def benchmarks(
         "Written by `python -m lstmjax.records table` from the records in experiments/results/; "
         "edits by hand are overwritten.", "",
         "Every line is one program on one machine over as many seeds as it says: mean ± sample "
-        "standard deviation (n − 1), and the range in parentheses. Lists over epochs show the mean of each "
-        "epoch and the largest standard deviation. Seconds are medians over the seeds; total = "
-        "compile + train + eval. “–”: not measured.",
+        "standard deviation (n − 1), and the range in parentheses. Lists over epochs show the mean "
+        "of each epoch and the largest standard deviation. Seconds are medians over the seeds; "
+        "total = compile + train + eval. “–”: not measured.",
     ]  # fmt: skip
     if groups:
         with _shown(groups):
