@@ -1,4 +1,4 @@
-"""docs/conventions.md: its examples run, and its tables know what the code knows."""
+"""docs/conventions.md: its examples run, and its tables know what the code knows; other pages'."""
 
 import doctest
 import re
@@ -35,3 +35,15 @@ def test_every_function_that_is_named_exists():
     names = set(re.findall(r"`(\w+)", column))
     assert len(names) >= 7
     assert not [name for name in names if not hasattr(lstmjax, name)]
+
+
+def test_the_example_of_truncation_runs():
+    """docs/through-time.md; its last line says two numbers in a comment."""
+    text = PAGE.with_name("through-time.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    *lines, last = code.strip().splitlines()
+    names = {}
+    exec("\n".join(lines), names)
+    said, comment = last.split("#")
+    assert [str(int(n)) for n in eval(said, names)] == re.findall(r"\d+", comment)
+    assert names["g"].w_h.shape == (8, 32)
