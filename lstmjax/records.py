@@ -13,7 +13,6 @@ JSON knows neither NaN nor infinity, so they are written as the strings "nan", "
 """
 
 import dataclasses
-import errno
 import json
 import os
 import struct
@@ -30,6 +29,16 @@ import numpy as np
 
 from lstmjax import events
 from lstmjax.data import files
+from lstmjax.folders import (
+    RunError,
+    RunStopped,
+    claim,
+    empty_folder,
+    fresh_folder,
+    hold,
+    to_disk,
+    write_file,
+)
 from lstmjax.provenance import (
     command_line,
     environment,
@@ -63,51 +72,6 @@ _FREE = ("seed", "out", "devices", "live", "save_every", "keep", "resume", "dete
 _MEETING = ("distributed", "coordinator", "num_processes", "process_id")
 # What the last bits of a run depend on: a run that is taken up again warns of changes.
 _BITS = ("git commit", "jax", "jaxlib", "numpy", "device")
-
-
-class RunError(RuntimeError):
-    """A run folder or a record that cannot be written or read; the message is one clear line."""
-
-
-class RunStopped(RuntimeError):
-    """A run that was asked to end and has saved itself; the message says how to go on."""
-
-
-# ---- writing ------------------------------------------------------------------------------------
-
-
-def write_file(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a whole file or none: to a temporary name beside it, then renamed over it.
-
-    The content is on the disk before it gets its name: a power cut leaves the old or the new file.
-
-    Raises:
-      RunError: the folder cannot be written to, the disk is full; a file that was there stays as it
-        was.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            to_disk(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise RunError(f"cannot write {path}: {error.strerror}") from error
-        raise
-
-
-def to_disk(number: int) -> None:
-    """Waits until what was written to an open file is on the disk, where files can say so."""
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-            raise
 
 
 # ---- the run folder -----------------------------------------------------------------------------
@@ -165,15 +129,15 @@ class Run:
         settings = {name: value for name, value in settings.items() if name not in _MEETING}
         try:
             path = (
-                _empty_folder(Path(os.path.expanduser(out)))
+                empty_folder(Path(os.path.expanduser(out)))
                 if out
-                else _fresh_folder(Path(root), experiment)
+                else fresh_folder(Path(root), experiment)
             )
         except OSError as error:
             raise RunError(f"cannot make the folder {error.filename}: {error.strerror}") from error
         run = cls(path, experiment, settings)
         versions = _versions()  # before anything is written: it takes a while
-        _claim(path / "config.json", to_json(settings))
+        claim(path / "config.json", to_json(settings))
         run._hold()
         run._write_story([versions])
         return run
@@ -467,68 +431,6 @@ def matching_row(config: Any, rows: Mapping[str, Any]) -> str | None:
 def _publishable(setting: Any) -> Any:
     """A configuration's value as a record shows it: without the folders of this machine."""
     return without_folders(setting) if isinstance(setting, str) else setting
-
-
-def _fresh_folder(root: Path, experiment: str) -> Path:
-    """Makes `root/<experiment>-<date>-<time>`, or the first of `-2`, `-3` … not yet taken."""
-    root.mkdir(parents=True, exist_ok=True)
-    name = f"{experiment}-{datetime.now():%Y%m%d-%H%M%S}"
-    number = 1
-    while True:
-        path = root / (name if number == 1 else f"{name}-{number}")
-        with suppress(FileExistsError):
-            path.mkdir()
-            return path
-        number += 1
-
-
-def hold(folder: Path) -> Any:
-    """Locks a folder by its config.json, for as long as the file that is returned stays open.
-
-    Raises:
-      RunError: another process holds it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # not on Windows
-        return None
-    lock = open(folder / "config.json", "rb")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise RunError(f"{folder} is in use by another process") from error
-    except OSError:  # a file system without locks
-        pass
-    return lock
-
-
-def _claim(path: Path, data: bytes) -> None:
-    """Writes a file that must not be there yet: of two processes one gets the folder.
-
-    Raises:
-      RunError: it is there, or cannot be written.
-    """
-    own = path.with_name(f".{path.name}.{os.getpid()}.claim")
-    write_file(own, data)
-    try:
-        os.link(own, path)
-    except FileExistsError as error:
-        raise RunError(f"--out: {path.parent} is in use by another process") from error
-    except OSError:  # a file system without links
-        write_file(path, data)
-    finally:
-        own.unlink(missing_ok=True)
-
-
-def _empty_folder(path: Path) -> Path:
-    """Makes the folder the user asked for; what is in it already is never touched."""
-    if path.exists() and not path.is_dir():
-        raise RunError(f"--out: {path} is a file, expected an empty folder or a new one")
-    if path.is_dir() and any(path.iterdir()):
-        raise RunError(f"--out: {path} exists and is not empty: choose another --out")
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ LAYERS = (
     {"linen", "updates"},
     {"train"},
     {"gates", "interop", "losses", "optim", "precision", "provenance", "rows", "schema", "timings"},
-    {"adversary", "averages", "events", "gpu_tables", "peer_tables"},
+    {"adversary", "averages", "events", "folders", "gpu_tables", "peer_tables"},
     {"keras_files", "layouts", "variants"},
     {"hdf5", "hdf5_process"},
     {"data"},

@@ -15,7 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 from tiny_records import DATASET, SECONDS, SHA, Config, finish
 
-from lstmjax import records
+from lstmjax import folders, records
 from lstmjax.records import Run, RunError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +111,7 @@ def test_default_folders_never_meet(tmp_path, monkeypatch):
 
     from datetime import datetime as datetime_
 
-    monkeypatch.setattr(records, "datetime", Clock)
+    monkeypatch.setattr(folders, "datetime", Clock)
     paths = []
     for i in range(3):
         with Run.create("imdb", {"n": i}, root=tmp_path / "runs") as run:
@@ -147,7 +147,7 @@ def test_an_exception_leaves_what_was_logged_and_no_record(tmp_path):
 FULL_DISK = """
 import resource
 from pathlib import Path
-from lstmjax import records
+from lstmjax import folders, records
 
 def attempt(write):
     try:
@@ -275,7 +275,7 @@ def test_a_run_ended_before_it_is_described_leaves_its_folder_free(tmp_path, mon
 
 def test_one_of_two_processes_gets_a_folder(tmp_path, monkeypatch):
     """Both have found it empty."""
-    monkeypatch.setattr(records, "_empty_folder", lambda path: path)
+    monkeypatch.setattr(records, "empty_folder", lambda path: path)
     (tmp_path / "a").mkdir()
     with Run.create("toy", {"seed": 1}, out=str(tmp_path / "a")) as run:
         with pytest.raises(RunError, match="^--out: .*a is in use by another process$"):
