@@ -36,7 +36,8 @@ from lstmjax.schema import SECONDS
 CARD, RELEASE = "MODEL_CARD.md", "release.json"
 FORMAT = 1  # of release.json
 MOST_BYTES = 2**33
-FOLDERS = {"out", "resume", "pretrained"}  # settings that a record shows without the machine's own
+# Settings that a record shows without the machine's own, and one that --resume may change.
+FOLDERS = {"out", "resume", "pretrained", "on_nan"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,6 +82,8 @@ def settled(config: Config) -> Config:
     given = {name: getattr(config, name) for name in mode}
     config = dataclasses.replace(config, **{n: given[n] or mode[n] for n in mode})
     cli.check(config, "seeds", config.seeds >= 2, "at least 2: intervals need more than one")
+    fits = config.seed + config.seeds <= 2**31
+    cli.check(config, "seeds", fits, f"so many that the last seed is below {2**31}")
     return config
 
 

@@ -11,10 +11,10 @@ batches, epochs and scores. Each run is a process of its own on the machine's CP
 frameworks take turns, another one first with every seed, so that a machine that slows down slows
 all of them down. What has come to its end stays in the run's folder, and --resume does the rest.
 
-Seconds of training are counted from the end of the first batch (of the first compiled call) to the
-end of each epoch, without scoring. Keras and PyTorch count there what their loops do between
-batches, lstmjax what its compiled loops take; what all of it took, imports, data and checkpoints
-included, stands beside it as the time of the process. Run it where nothing else runs.
+Seconds of training are counted up to the end of each epoch, without compiling and scoring. Keras
+and PyTorch count from the end of the first batch on what their loops do, between batches too,
+lstmjax what its compiled loops take, the first among them; what all of it took, imports, data and
+checkpoints included, stands beside it as the time of the process. Run it where nothing else runs.
 """
 
 import dataclasses

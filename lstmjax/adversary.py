@@ -73,7 +73,10 @@ def divergence(z: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def scaled(g: jax.Array, epsilon: float, batch: Mapping[str, jax.Array]) -> jax.Array:
-    """ε g / ‖g‖, the norm that of all segments of a review; no gradient goes through it."""
+    """ε g / ‖g‖, the norm that of all segments of a review; no gradient goes through it.
+
+    Where the squares of g are below float32's range (‖g‖ < 1e-19) it is smaller, and 0 where g is.
+    """
     squares = jax.ops.segment_sum(jnp.sum(g * g, axis=(0, 2)), batch["slot"], len(batch["label"]))
     scale = epsilon * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(g.dtype).tiny))
     return jax.lax.stop_gradient(g * scale[batch["slot"]][None, :, None])

@@ -125,7 +125,7 @@ def _distance(x: Any, y: Any, timed: bool) -> tuple[float | None, float | None]:
         return None, None
     if timed:
         return y - x, y / x if x else math.inf
-    if x == y:
+    if x == y or (math.isnan(x) and math.isnan(y)):
         return 0.0, 0.0
     return y - x, (y - x) / abs(x) if x else math.copysign(math.inf, y - x)
 

@@ -251,7 +251,10 @@ def from_main(found: tuple[int, dict[str, np.ndarray], Any] | None) -> Any:
     if processes() == 1:
         return found
     data = np.frombuffer(_packed(found) if is_main() else b"", np.uint8)
-    size = int(parallel.from_all(np.asarray(data.size, np.int32)).max())
+    # In two parts: JAX has no 64 bits unless it is asked to, and states may be beyond 2 GiB.
+    parts = np.asarray(divmod(data.size, 2**30), np.int32)
+    high, low = max(map(tuple, parallel.from_all(parts).tolist()))
+    size = high * 2**30 + low
     whole = multihost_utils.broadcast_one_to_all(np.resize(data, size), is_main())
     return _unpacked(np.asarray(whole).tobytes())
 

@@ -45,7 +45,9 @@ def folder(run: str | None, experiment: str) -> Path:
     newest = max(records, key=lambda path: path.stat().st_mtime, default=None)
     if run is None and newest is None:
         raise RunError("--run: there is no finished run under runs/, train one first or name one")
-    found = Path(run) if run else newest.parent
+    if run == "":  # of a variable of the shell that is not set
+        raise RunError("--run: got no name, expected the folder of a finished run")
+    found = newest.parent if run is None else Path(run)
     if not (found / "record.json").exists():
         raise RunError(f"--run: got {found}, expected the folder of a finished run")
     return found

@@ -188,7 +188,7 @@ def section(groups: Sequence[Any], provenance: Callable) -> list[str]:
         "falls to 1/2, the median and the longest of the units; radius: spectral radius of a "
         "step's Jacobian ∂s_t/∂s_{t−1}. Geometric means over the seeds, with the 95 % interval "
         "(Student's t, of logarithms) in parentheses where it shows in the digits; right "
-        "answers: the mean.",
+        "answers and the clip rate: the mean.",
     ]  # fmt: skip
     for group in groups:
         (record,) = group.records

@@ -290,7 +290,7 @@ def _flags(record: Mapping[str, Any]) -> list[str]:
     heads = [f"{shape} {method} {PASSES[kind]}" for shape, _, method, kind in names]
     precision = f" ({names[0][1]})" if names else ""
     lines = [f"Options of XLA, each in a process of its own, µs per step{precision}:", ""]
-    lines += _head(["XLA_FLAGS", *heads])
+    lines += _head(["XLA_FLAGS", *(heads or ["µs per step"])])
     for trial, flags in record["config"]["flags"].items():
         cells = []
         for column, (shape, *_) in zip(columns, names, strict=True):
@@ -298,7 +298,10 @@ def _flags(record: Mapping[str, Any]) -> list[str]:
             steps = record["config"]["sizes"][shape][1]
             cells.append("–" if times is None else _digits(1e6 * float(times[0]) / steps))
         if set(cells) <= {"–"}:
-            reason = missing.get(f"flags|{trial}", "not part of this run").replace("|", "/")
+            key = f"flags|{trial}"
+            reasons = [why for n, why in missing.items() if n == key or n.startswith(f"{key}|")]
+            reason = "; ".join(dict.fromkeys(reasons)) or "not part of this run"
+            reason = reason.replace("|", "/")
             cells[:1] = [f"not measured: {reason}"]
         lines.append(_line([f"`{flags}`" if flags else "none", *cells]))
     return lines

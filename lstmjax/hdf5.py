@@ -63,7 +63,10 @@ def read(file: str | os.PathLike | bytes) -> Group:
     size = os.stat(file).st_size if content is None else len(content)
     most, seconds = files.unpacked(size), SECONDS + size // 10**7
     megabytes = MEGABYTES + 2 * most // 2**20
-    asked = [os.fspath(file) if content is None else "-", *map(str, (megabytes, seconds, most))]
+    asked = [
+        os.path.abspath(file) if content is None else "-",
+        *map(str, (megabytes, seconds, most)),
+    ]
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
     try:
         done = subprocess.run(

@@ -82,7 +82,8 @@ def _program(group: Any) -> dict[str, str]:
         "parameters": _size(records, "parameters"),
         "updates": _size(records, "updates"),
         "seeds": str(len(records)),
-        "validation": _spread(validation, form),
+        # Seeds that were chosen together have one number in common, which has no interval.
+        "validation": _spread(validation[: 1 if len(set(validation)) == 1 else None], form),
         "test, ± 95 %": _spread(_numbers(group.values(key)), form),
         "published": spec.published,
         "train s": group.seconds("train"),

@@ -16,6 +16,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 TITLES = {
     "imdb-tf2": "IMDB reviews, two LSTMs(64) on the last 80 words, batches of 128",
     "mnist-corrected": "MNIST by rows, LSTM(100), batches of 50",
@@ -62,8 +64,9 @@ class Line(NamedTuple):
         """Seconds of training at the end of the first epoch that reaches an accuracy, [S].
 
         Infinite of a seed that never does. Nothing is interpolated: between the ends of epochs
-        nobody has looked.
+        nobody has looked. An accuracy in float32 that is the level, rounded, reaches it.
         """
+        level = min(level, float(np.float32(level)))
         found = []
         for times, accuracies in zip(self.seconds, self.accuracy, strict=True):
             pairs = zip(times, accuracies, strict=True)
@@ -133,9 +136,9 @@ LEGEND = (
     "accuracy is reached at the end of the first epoch whose validation accuracy is no less, for "
     "it is looked at after each epoch. Start: until the first batches of training and scoring have "
     "come out, of lstmjax until their programs are compiled. "
-    "Process: all of it, with imports and data. Medians with the range over the seeds in "
-    "parentheses, and how many seeds reached it where not all did; × is the median over seeds of "
-    "the ratio to {} with the same seed."
+    "Process: all of it, with imports and data. Test accuracy: the mean. All else: medians. With "
+    "the range over the seeds in parentheses, and how many seeds reached it where not all did; × "
+    "is the median over seeds of the ratio to {} with the same seed."
 )
 
 

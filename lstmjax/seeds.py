@@ -173,16 +173,22 @@ def apart(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The records of single seeds that a record of ``together`` stands for.
 
     Returns:
-      One for each seed, with its seed and metrics, an equal share of the seconds, and ``together``:
-      how many they are. A record of one seed is returned as it is.
+      One for each seed, with its seed and metrics (its own, and those that the seeds have in
+      common), an equal share of the seconds, and ``together``: how many they are. A record of one
+      seed is returned as it is.
     """
     own, metrics = seeds_of(record), record["metrics"]
     numbers = [name for name in metrics if f"{name}_mean" in metrics]
     if len(own) == 1 or not numbers:
         return [dict(record)]
+    # What all have in common is left when each one's own and what sums it up are taken away.
+    sums = {f"{name}{end}" for name in numbers for end in ("", "_mean", "_std", "_ci95")}
+    ends = tuple(f"_seed{seed}" for seed in own)
+    aside = [n for n in metrics if n in sums or n.endswith(ends) or n.startswith("sweep_")]
+    shared = {name: value for name, value in metrics.items() if name not in aside}
     found = []
     for number, seed in enumerate(own):
-        mine = {name: metrics[name][number] for name in numbers}
+        mine = shared | {name: metrics[name][number] for name in numbers}
         end = f"_seed{seed}"
         mine |= {n.removesuffix(end): v for n, v in metrics.items() if n.endswith(end)}
         changed = {

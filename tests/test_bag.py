@@ -143,3 +143,8 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(lanes_problem):
     program = wild.program(data, parallel.use_devices(1), train.Clock())
     with pytest.raises(RunError, match=r"the loss of epoch \d is (nan|inf): train in smaller"):
         list(wild.train(program, [np.arange(40)], 3, "wild"))
+
+
+def test_vectors_begin_by_keras_s_law():
+    table = np.abs(bag.Bag(5000, 20, 1e-3, 8, 0, 1).start().params["vectors"])
+    assert 0.0499 < table.max() <= 0.05 and abs(table.mean() - 0.025) < 1e-3

@@ -180,4 +180,4 @@ def test_training_across_devices_is_training_on_one(method, window):
     losses = trained[0][1]
     assert losses[-1] < 0.9 * losses[0]
     for one, other in zip(*map(jax.tree.leaves, trained), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

@@ -82,6 +82,7 @@ def test_swapped_records_differ_in_the_same_places(record):
         (1.0, "nan", math.nan, math.nan),
         ([1.0, 4.0, 2.0], [1.0, 3.0, 2.5], -1.0, -0.25),
         ([1.0, 2.0], [1.0, "nan"], math.nan, math.nan),
+        (["nan", 1.0], ["nan", 2.0], 1.0, 1.0),
         ([1.0, 2.0], [1.0], None, None),
         ([1.0, "x"], [1.0, "y"], None, None),
         (1.0, "x", None, None),

@@ -347,6 +347,7 @@ WRONG = [
     (["four.png", "wide.png"], "wide.png: got an image of (29, 28) L, expected a grey PNG"),
     (["--digit", "four.png"], "--digit: no such flag"),
     (["--run", "nowhere", "four.png"], "--run: got nowhere, expected the folder of a finished run"),
+    (["--run", "", "four.png"], "--run: got no name, expected the folder of a finished run"),
 ]
 
 

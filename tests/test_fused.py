@@ -10,7 +10,15 @@ import oracle
 import pytest
 from problems import QUICK, B, D, H, P, T, holes_and_resets
 
-from lstmjax import LSTMParams, LSTMState, init_lstm, lstm, recurrent_noise, timings
+from lstmjax import (
+    LSTMParams,
+    LSTMState,
+    fused_parts,
+    init_lstm,
+    lstm,
+    recurrent_noise,
+    timings,
+)
 from lstmjax.dropout import Noise
 from lstmjax.fused import RESIDUALS
 from lstmjax.pieces import steps_of_a_piece
@@ -74,6 +82,55 @@ def test_values_and_gradients_are_the_scans(kind, x64):
     fused, scan = (run(kind, method, gradients) for method in ("fused", "scan"))
     oracle.assert_close(fused, scan, 1e-12)
     assert all(np.any(g) for g in jax.tree.leaves(scan[1][:3]))
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """Weights that are not joined into one matrix, as those of large layers are not."""
+    jax.clear_caches()
+    monkeypatch.setattr(fused_parts, "JOINED", 0)
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("residuals", RESIDUALS)
+@pytest.mark.parametrize("kind", ["plain", "everything, reverse"])
+def test_large_weights_are_read_one_by_one(kind, residuals, x64, apart):
+    scan = run(kind, "scan", gradients)
+    oracle.assert_close(run(kind, "fused", gradients, residuals=residuals), scan, 1e-12)
+
+
+def test_large_coupled_weights_are_read_one_by_one(x64, apart):
+    rng = np.random.default_rng(5)
+    params = LSTMParams(rng.normal(size=(D, 3 * H)), rng.normal(size=(H, 3 * H)), np.zeros(3 * H))
+    xs = rng.normal(size=(T, B, D))
+    found = [cifg(params, xs, method=method)[1] for method in ("fused", "scan")]
+    oracle.assert_close(*found, 1e-12)
+
+
+def test_a_layer_of_256_units_is_the_oracles(x64):
+    """The smallest usual size whose weights are not joined."""
+    rng = np.random.default_rng(6)
+    d, h = 3, 256
+    params = LSTMParams(*(0.1 * rng.normal(size=s) for s in ((d, 4 * h), (h, 4 * h), (4 * h,))))
+    assert params.w_x.size + params.w_h.size > fused_parts.JOINED
+    xs = rng.normal(size=(3, 2, d))
+    found = jax.jit(lstm, compiler_options=QUICK)(params, xs)
+    zeros = LSTMState(np.zeros((2, h)), np.zeros((2, h)))
+    (h_n, c_n), hs = oracle.lstm(params, xs, zeros)
+    oracle.assert_close(found, (LSTMState(h_n, c_n), hs), 1e-10)
+
+
+def test_what_is_asked_of_the_loop_reaches_it():
+    """Steps written out in one iteration, and "fused" where nothing is said."""
+    arguments, weights, layer = problem("plain")
+    program = str(jax.make_jaxpr(functools.partial(layer, unroll=3))(*arguments))
+    assert "unroll=3" in program
+    of = lambda **how: jax.make_jaxpr(  # noqa: E731
+        jax.grad(lambda *a: oracle.weighted_sum(weights, layer(*a, **how)))
+    )(*arguments)
+    default, fused, scan = (str(of(**how)) for how in ({}, {"method": "fused"}, {"method": "scan"}))
+    assert default == fused != scan
 
 
 @pytest.mark.parametrize("kind", ["plain", "everything"])

@@ -293,6 +293,17 @@ def test_the_section_says_what_was_left_out_and_what_failed():
     assert "Of NVIDIA L4 no peak rates are known here" in text
 
 
+def test_a_trial_whose_programs_fail_one_by_one_says_why():
+    missing = {f"flags|double buffering|big|tf32|fused|{k}": "no | room" for k in ("forward", "t")}
+    text = "\n".join(gpu_tables.section(record(config=record()["config"] | {"missing": missing})))
+    assert "| `--xla_x=1` | not measured: no / room |" in text
+    none = record(config=record()["config"] | {"missing": missing})
+    none["metrics"] = {k: v for k, v in none["metrics"].items() if not k.startswith("flags|")}
+    text = "\n".join(gpu_tables.section(none))
+    assert "| XLA_FLAGS | µs per step |" in text
+    assert "| none | not measured: not part of this run |" in text
+
+
 def test_without_a_record_the_section_says_how_to_get_one():
     lines = gpu_tables.section(None)
     assert "python experiments/gpu.py" in "\n".join(lines)

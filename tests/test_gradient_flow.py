@@ -354,6 +354,7 @@ WRONG = [
     ("--wall-clip 0", "--wall-clip: got 0.0, expected a finite number above 0"),
     ("--learning-rate nan", "--learning-rate: got nan, expected a finite number above 0"),
     ("--seed -1", "--seed: got -1, expected an integer of at least 0"),
+    ("--seed 2147483647", "--seeds: got 5, expected so many that the last seed is below"),
     ("--lags 3", "--lags: no such flag"),
 ]
 

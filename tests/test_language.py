@@ -79,7 +79,7 @@ def compare(model, by_hand, fast, params):
     np.testing.assert_allclose(loss, want.real, rtol=1e-11)
     (slow,) = gradients(by_hand, params)
     for own, other in zip(*map(jax.tree.leaves, (gradient, slow)), strict=True):
-        np.testing.assert_allclose(own, other, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(own, other, rtol=1e-10, atol=1e-12)
         assert other.any()
 
 
@@ -171,3 +171,24 @@ def test_it_learns_what_follows_what():
             state, _ = run(state, batch)
     _, metrics = language.loss_fn(model, K, state.params, batch)
     assert losses.mean(metrics["accuracy"]) > 0.99
+
+
+def test_h_is_dropped_before_words_are_told(monkeypatch):
+    """By its own key, and what is dropped is what words are told from."""
+    model = dataclasses.replace(MODEL, dropout=0.5)
+    params, key = jax.tree.map(jnp.float32, make_params(model)), jax.random.key(3)
+    asked, drawn = [], jax.random.normal(key, (T, S, H * len(model.directions)))
+
+    def dropout(own, hs, rate):
+        asked.append((hs.shape, rate, own is not None))
+        return drawn
+
+    def loss(**changes):
+        own = dataclasses.replace(model, **changes)
+        return float(language.loss_fn(own, K, params, make_batch(), key)[0])
+
+    monkeypatch.setattr(language, "dropout", dropout)
+    told = loss()
+    assert asked == [(drawn.shape, 0.5, True)]
+    drawn = 2 * drawn
+    assert abs(loss() - told) > 1e-3

@@ -224,6 +224,21 @@ def test_options_of_the_call_override_the_layer_s(x64):
     assert program.count("unroll=2") == 1 and program.count(" scan[") == 2  # Flax's and the second
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"time_major": True}, {"return_carry": True}, {"reverse": True},
+     {"reverse": True, "keep_order": True}],
+)  # fmt: skip
+def test_options_of_lstm_reach_the_layer(options, x64):
+    """Made in one call, it does what Flax's ``RNN`` of the cell does with the same options."""
+    made = linen.LSTM(H, param_dtype=float, **options)
+    variables, inputs = random_variables(linen.LSTM(H, param_dtype=float), INPUTS), INPUTS
+    flax = nn.RNN(nn.LSTMCell(H, param_dtype=float), **options).apply(variables, inputs)
+    ours = made.apply(variables, inputs)
+    assert jax.tree.structure(ours) == jax.tree.structure(flax)
+    assert_same([ours], [flax], 1e-12)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_mask_and_resets_are_the_oracle_s(reverse, x64, values_and_gradients):
     """Holes in the mask, lengths as well (one of 0), resets; values and all gradients."""

@@ -97,3 +97,9 @@ def test_shapes_that_would_broadcast_are_refused(call, text):
     # [3] against [3, 1] makes [3, 3] without a word, and a loss that looks like one.
     with pytest.raises(ValueError, match=text):
         call(lambda *shape: jnp.ones(shape))
+
+
+def test_a_logit_of_0_says_no():
+    """σ(0) is 1/2, and not above it."""
+    found = losses.binary_correct(jnp.zeros(2), jnp.array([0, 1]))
+    np.testing.assert_array_equal(found, [1, 0])

@@ -320,3 +320,39 @@ def test_options_that_do_not_fit_are_named(options, message):
     with pytest.raises(ValueError) as error:
         SequenceModel("gru", 5, 1, **options).init(jax.random.key(0), jnp.zeros((1, 3, 2)))
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "inputs"),
+    [("imdb", "tf2", np.zeros((1, 80), np.int32)), ("sin", "tf1", np.zeros((1, 20, 1), "f4"))],
+)
+def test_what_is_read_first_has_its_own_law(name, preset, inputs):
+    """Keras's U(±0.05) of embeddings; TensorFlow 1's tutorial: N(0, 1) and a bias of 0.1."""
+    program = script(name)
+    model = program.make_model(program.PRESETS[preset])
+    params = model.init(jax.random.key(3), inputs)["params"]
+    if name == "imdb":
+        table = np.abs(params["embed"]["embedding"])
+        assert 0.0499 < table.max() <= 0.05 and abs(table.mean() - 0.025) < 1e-4
+        return
+    draws = [model.init(jax.random.key(n), inputs)["params"]["input"] for n in range(100)]
+    assert all(np.all(drawn["bias"] == np.float32(0.1)) for drawn in draws)
+    kernels = np.concatenate([drawn["kernel"].ravel() for drawn in draws])
+    assert abs(kernels.std() - 1) < 4 / np.sqrt(2 * kernels.size)
+
+
+def test_how_a_model_runs_reaches_its_layers():
+    xs = jnp.ones((2, 6, 3))
+
+    def program(**how):
+        model = SequenceModel("lstm", 4, 1, **how)
+        params = model.init(jax.random.key(0), xs)["params"]
+
+        def total(params):
+            return jnp.sum(model.apply({"params": params}, xs)[1])
+
+        return str(jax.make_jaxpr(jax.grad(total))(params))
+
+    assert "unroll=3" in program(unroll=3) and "unroll=3" not in program()
+    assert "scan[" not in program(method="unrolled")
+    assert program() == program(method="fused") != program(method="scan")

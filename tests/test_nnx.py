@@ -374,3 +374,26 @@ WRONG_LAYERS = {
 def test_wrong_layers_are_said_in_one_line(message):
     with pytest.raises(ValueError, match=re.escape(message)):
         WRONG_LAYERS[message]()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"time_major": True}, {"return_carry": True}, {"reverse": True},
+     {"reverse": True, "keep_order": True}, {"method": "unrolled"}, {"unroll": 2}],
+)  # fmt: skip
+def test_options_of_lstm_reach_the_layer(options, x64):
+    """Made in one call, it does what an ``RNN`` of its cell does with the same options."""
+    made = nnx.LSTM(D, H, rngs=flax_nnx.Rngs(0), param_dtype=float, **options)
+    layer = nnx.RNN(made.cell, **options)
+    inputs = jnp.asarray(INPUTS)
+    got, want = made(inputs), layer(inputs)
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+    names = ("time_major", "return_carry", "reverse", "keep_order", "method", "unroll")
+    for name in names:
+        assert (
+            getattr(made, name) == getattr(layer, name) == options.get(name, getattr(layer, name))
+        )
+    plain = nnx.RNN(made.cell)(inputs)
+    if set(options) - {"method", "unroll"}:
+        assert jax.tree.structure(got) != jax.tree.structure(plain) or np.any(got != plain)

@@ -91,11 +91,13 @@ def test_tf_adam_differs_from_optax_where_gradients_are_tiny():
 
 
 def test_tf_adam_accepts_a_schedule():
-    params, grads = gradients(1, seed=1)[0], gradients(3)
-    schedule = run(optim.tf_adam(lambda count: 0.01), params, grads)
-    constant = run(optim.tf_adam(0.01), params, grads)
-    for n in params:
-        np.testing.assert_array_equal(schedule[-1][n], constant[-1][n])
+    """The first update has the rate of count 0, and each one the next."""
+    params, grads = {"w": np.zeros(2)}, [{"w": np.array([1.0, -2.0])}] * 4
+    got = run(optim.tf_adam(lambda count: 0.1 / (1 + count)), {"w": jnp.zeros(2)}, grads)
+    each = numpy_adam(params, grads, 1.0, 0.9, 0.999, 1e-7, tensorflow=True)
+    places = np.array([np.zeros(2), *(p["w"] for p in each)])
+    want = np.cumsum(np.diff(places, axis=0) * [[0.1], [0.05], [0.1 / 3], [0.025]], axis=0)
+    np.testing.assert_allclose([p["w"] for p in got], want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bound", [0.3, 5.0, None])
@@ -107,7 +109,7 @@ def test_clipped_adam_clips_all_parameters_together(bound):
         theirs = numpy_adam(params, clipped, 0.01, 0.8, 0.99, 1e-8, tensorflow=False)
         for a, b in zip(ours, theirs, strict=True):
             for n in a:
-                np.testing.assert_allclose(a[n], b[n], rtol=1e-6, atol=1e-8)
+                np.testing.assert_allclose(a[n], b[n], rtol=1e-10, atol=1e-14)
 
 
 def test_clip_by_norm_laws():
@@ -200,3 +202,18 @@ def test_numbers_can_be_injected(make):
 def test_bad_arguments_are_named(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_defaults_are_the_published_ones():
+    """Keras's ε of 1e-7, at a gradient where it shows; optax's Adam behind a bound of 1."""
+    params, grads = {"w": np.zeros(1)}, [{"w": np.array([1e-7])}] * 3
+    want = numpy_adam(params, grads, 1.0, 0.9, 0.999, 1e-7, tensorflow=True)
+    got = run(optim.tf_adam(1.0), {"w": jnp.zeros(1)}, grads)
+    np.testing.assert_allclose(got[-1]["w"], want[-1]["w"], rtol=1e-5)
+    params, *grads = jax.tree.map(jnp.float32, gradients(4))
+    default = run(optim.clipped_adam(0.01), params, grads)
+    asked = run(optim.clipped_adam(0.01, 1.0, b1=0.9, b2=0.999, eps=1e-8), params, grads)
+    free = run(optim.clipped_adam(0.01, None), params, grads)
+    for n in params:
+        np.testing.assert_array_equal(default[-1][n], asked[-1][n])
+        assert np.any(default[-1][n] != free[-1][n])

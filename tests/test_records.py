@@ -283,3 +283,11 @@ def test_bits_that_were_asked_for_make_no_other_row():
     asked = dataclasses.make_dataclass("Asked", [("deterministic", bool, False), ("size", int, 1)])
     assert records.matching_row(asked(deterministic=True), {"a": asked()}) == "a"
     assert records.matching_row(asked(deterministic=True, size=2), {"a": asked()}) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["counting_seconds", "train_seconds", "tokens_per_second", "peak_memory_mib",
+             "reader_slowest_seconds", "reader_peak_mib"],
+)  # fmt: skip
+def test_what_a_run_cost_is_known_by_name(name):
+    assert schema.is_cost(name) and not schema.is_cost("test_accuracy")

@@ -84,6 +84,11 @@ def test_the_first_epoch_that_reaches_a_level():
     assert OURS.reaching(0.83) == [16.0, math.inf]
     assert THEIRS.reaching(0.81) == [20.0, 60.0]
     assert OURS.reaching(0.9) == [math.inf, math.inf]
+    # Means of float32: 2,100 of 2,500 and 2,075, just below 0.84 and 0.83 as float64.
+    accuracy = tuple(float(np.float32(n) / np.float32(2500)) for n in (2075, 2100))
+    assert accuracy[0] < 0.83 and accuracy[1] < 0.84
+    single = OURS._replace(seconds=((5.0, 9.0),), accuracy=(accuracy,))
+    assert [single.reaching(level) for level in (0.83, 0.84, 0.8401)] == [[5.0], [9.0], [math.inf]]
     assert OURS.epoch == [8.0, 10.0] and THEIRS.epoch == [20.0, 30.0]
 
 

@@ -172,6 +172,16 @@ def test_what_a_sweep_says_is_no_seeds_number():
     assert [part["metrics"] for part in seeds.apart(record)] == [{"mse": 1.0}, {"mse": 3.0}]
 
 
+def test_what_seeds_have_in_common_is_each_ones():
+    """What was chosen or counted once for all of them: hold-outs, n-grams."""
+    metrics = seeds.together([{"acc": 1.0, "curve": [1]}, {"acc": 3.0, "curve": [2]}], [4, 5])
+    shared = {"features": 49_242, "validation": [0.9, 0.8]}
+    record = {"seed": 4, "config": {"seeds": 2}, "metrics": metrics | shared, "seconds": {}}
+    assert [part["metrics"] for part in seeds.apart(record)] == [
+        shared | {"acc": 1.0, "curve": [1]}, shared | {"acc": 3.0, "curve": [2]},
+    ]  # fmt: skip
+
+
 def test_a_record_of_one_seed_stays_as_it_is():
     one = {"seed": 3, "config": {}, "metrics": {"mse": 1.0}}
     assert seeds.apart(one) == [one]
