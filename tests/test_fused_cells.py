@@ -292,6 +292,20 @@ def test_the_backward_loop_holds_no_gradient_of_weights(cell):
 
 
 @pytest.mark.parametrize("cell", PRODUCTS)
+def test_what_is_asked_of_the_loop_reaches_it(cell):
+    """Steps written out in one iteration, and "fused" where nothing is said."""
+    layer, own, *_ = CELLS[cell]
+    (params, xs, *_), _ = problem(cell, np.float32)
+
+    def program(**how):
+        total = lambda params: jnp.sum(layer(params, xs, **how, **own)[1] ** 2)  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(total))(params))
+
+    assert program() == program(method="fused") != program(method="scan")
+    assert "unroll=3" in program(unroll=3) and "unroll=3" not in program()
+
+
+@pytest.mark.parametrize("cell", PRODUCTS)
 def test_pieces_sum_their_gradients_outside_the_loop_over_steps(cell):
     scans, outside = backward(cell, "fused", steps=40)
     assert (len(scans), outside) == (2, 0)  # forward, over steps; backward, over pieces

@@ -1,5 +1,6 @@
 """Records in, tables out: BENCHMARKS.md and the table in README.md."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -15,6 +16,7 @@ from lstmjax import results, tables
 from lstmjax.records import RunError
 
 ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ("sin", "forecast", "imdb", "mnist", "smnist", "reviews", "baselines")
 
 
 @pytest.fixture
@@ -223,13 +225,35 @@ def test_summary_of_numbers_and_lists():
 
 
 def test_every_row_is_what_a_script_calls_its_program():
-    scripts = ("sin", "forecast", "imdb", "mnist", "smnist", "reviews", "baselines")
     programs = [
         row
-        for name in scripts
+        for name in SCRIPTS
         for row in runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["ROWS"]
     ]
     assert sorted(programs) == sorted(tables.ROWS)
+
+
+def test_rows_have_the_settings_that_were_recorded():
+    """A row's own configuration is that of every committed record of it, where both have one."""
+    free = {"seed", "seeds", "out", "devices", "data", "keep", "save_every", "resume", "live",
+            "deterministic", "pretrained", "pretrained_sha256"}  # fmt: skip
+    configs = {
+        row: dataclasses.asdict(config)
+        for name in SCRIPTS
+        for row, config in runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["ROWS"].items()
+    }
+    seen = set()
+    for path in sorted((ROOT / "experiments" / "results").glob("*.json")):
+        record = tables.load(path)
+        if (row := record.get("row")) is None:
+            continue
+        own, then = configs[row], record["config"]
+        names = sorted((own.keys() & then.keys()) - free)
+        assert len(names) > 5
+        now = json.loads(json.dumps({name: own[name] for name in names}))
+        assert {name: then[name] for name in names} == now, path.name
+        seen.add(row)
+    assert len(seen) > 20
 
 
 def test_every_row_can_be_written(tmp_path):

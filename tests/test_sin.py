@@ -46,6 +46,23 @@ def test_no_gradient_goes_through_the_pass_in_between():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(of_carry))
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_the_loss_is_the_mean_or_the_sum_over_steps(twice):
+    """TensorFlow 1's tutorial adds the squared errors of all steps up: 20 times the MSE."""
+    rng, found = np.random.default_rng(0), {}
+    batch = {name: rng.normal(size=(3, 20, 1)).astype("f4") for name in ("x", "x_before", "y")}
+    batch |= {"first": np.array([False, True, False]), "weight": np.ones(3, np.float32)}
+    for loss in ("mean", "sum"):
+        config = sin.Config(loss=loss, num_steps=20)
+        model = sin.make_model(config)
+        params = model.init(jax.random.key(1), jnp.asarray(batch["x"]))["params"]
+        carry = jax.tree.map(jnp.zeros_like, model.apply({"params": params}, batch["x"])[0])
+        found[loss], (metrics, _) = sin.make_loss(model, config, twice)(params, batch, None, carry)
+        total, count = metrics["loss"]
+        assert total / count == pytest.approx(float(found["mean"]), rel=1e-6)
+    assert float(found["sum"]) == pytest.approx(20 * float(found["mean"]), rel=1e-6)
+
+
 def test_skipped_updates_have_no_mse_of_their_own():
     """Of a step that was left out there is no loss: not 0, and no "nan" in the mean of the rest."""
     mse = [float("nan"), *[5.0] * 30, 1.0, "nan", 3.0]  # as a checkpoint gives it back
