@@ -360,7 +360,9 @@ def run(config: Config) -> None:
             "references": {c.task: REFERENCES[config.study][c.task] for c in cells},
             "runs": {cell.key: summary(cell, found[cell.key]) for cell in cells},
         }
-        folder.figure(config.study, what_matters_plots.study(folder.config, metrics))
+        figure = what_matters_plots.study(folder.config, metrics)
+        if figure is not None:
+            folder.figure(config.study, figure)
         hashes = {key: bytes.fromhex(done["params_sha256"]) for key, done in records.items()}
         record = folder.finish(
             dataset=joined([done["dataset"] for done in records.values()]),

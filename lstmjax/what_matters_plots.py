@@ -50,8 +50,10 @@ class Panel(NamedTuple):
         return list(dict.fromkeys(name for of_one in self.series.values() for name in of_one))
 
 
-def study(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure:
+def study(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure | None:
     """The figure of a study's record: a panel for each task, what differs in kind as series.
+
+    None where no cell is left to be held against a reference: all of them diverged.
 
     Shown is each cell's difference from its task's reference (the quotient, of numbers that are
     compared as ratios), seed by seed: a seed's hold-out moves all cells of a task alike, and by
@@ -82,6 +84,8 @@ def study(config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Figure:
             xlabel = f"{spec.label}, {'quotient' if spec.ratio else 'difference'}"
             line = 1.0 if spec.ratio else 0.0
             panels.append(Panel(title, xlabel, series, spec.ratio, line))
+    if not panels:
+        return None
     return dots(f"{_TITLES[name]}: means of {config['seeds']} seeds, 95 % intervals", panels)
 
 

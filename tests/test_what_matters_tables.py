@@ -289,6 +289,9 @@ def test_a_task_whose_reference_diverged_is_not_drawn():
     metrics = {k: v for k, v in METRICS.items() if not k.startswith("imdb/keras/")}
     (axes,) = what_matters_plots.study(CONFIG, metrics).axes
     assert axes.get_title("left").startswith("adding problem")
+    kept = ("imdb/keras/", "adding/lstmjax/")  # nothing is left to be compared
+    references = {k: v for k, v in METRICS.items() if k.startswith(kept)}
+    assert what_matters_plots.study(CONFIG, references) is None
 
 
 def test_the_page_says_what_the_tables_say():
