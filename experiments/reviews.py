@@ -61,7 +61,7 @@ from lstmjax.keeper import Keeper, save_every
 from lstmjax.lane_classifiers import Kept
 from lstmjax.models import Init, Precision, gate_bias
 from lstmjax.records import Run, matching_row
-from lstmjax.review_training import best, chosen, make_optimiser, scored
+from lstmjax.review_training import best, chosen, make_optimiser, score_of, scored
 from lstmjax.scores import Scores, finish
 
 PIECE = 10  # batches in one call of the compiled program
@@ -471,7 +471,7 @@ def run(config: Config) -> None:
                 weights = kept.best if select else weights
                 test = parallel.place(parts["test"].arrays, devices)
                 scores.add("test", updates, epoch, score(parts["test"], weights, test))
-            keeper.after_epoch(kept, scores.last("validation"), last=last)
+            keeper.after_epoch(kept, score_of(config, scores), last=last)
         bar.close()
 
         whole_reviewer.leave(folder.path, dataset.vocabulary, parts["train"].counted)

@@ -71,13 +71,22 @@ def best(config: Any, metrics: Any) -> int:
     return best_epoch(metrics)
 
 
+def score_of(config: Any, scores: Scores) -> float | None:
+    """By which the newest epoch is the best so far, as ``best``; None without validation."""
+    if config.task == "language":
+        loss = scores.last("validation", "loss")
+        return None if loss is None else -loss
+    return scores.last("validation")
+
+
 def chosen(config: Any, scores: Scores) -> dict[str, float]:
     """For the record, and said: which epoch's weights were tested."""
     if config.select == "last":
         return {}
     found = scores.metrics()
     epoch = best(config, found)
-    numbers = {name: found[f"validation_{name}_epochs"][epoch - 1] for name in ("accuracy", "loss")}
+    names = ("accuracy", "loss")  # as numbers, for a resumed run may hold "nan"
+    numbers = {name: float(found[f"validation_{name}_epochs"][epoch - 1]) for name in names}
     said = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items())
     print(f"the weights are those of epoch {epoch}, validation {said}")
     return {"best_epoch": epoch, "best_validation_accuracy": numbers["accuracy"]}

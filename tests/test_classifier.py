@@ -234,6 +234,10 @@ def test_a_stopped_run_goes_on_to_the_same_bits(settings, tmp_path, monkeypatch)
     assert again["params_sha256"] == whole["params_sha256"]
     assert again["metrics"] == whole["metrics"] and more == lines
     assert again["resumed"] == 1
+    if "seeds" not in settings:  # of all epochs, those before it was stopped, too
+        ends = again["seconds"]["train_epochs"]
+        assert len(ends) == 5 and ends == sorted(ends)
+        assert ends[-1] == pytest.approx(again["seconds"]["train"])
 
 
 # ---- beside imdb.py -----------------------------------------------------------------------------
@@ -291,3 +295,17 @@ def test_a_batch_that_is_never_full_is_named(tmp_path):
     with pytest.raises(ConfigError, match="^--batch-size: got 61, expected at most 60, the train"):
         train(tmp_path / "run", problem={"drop_remainder": True}, batch_size=61)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_schedule_is_as_long_as_the_run(seeds, tmp_path):
+    """A step size that falls to 0 does so after the last update, and not after an epoch."""
+    seen = []
+
+    def optimiser(config, updates):
+        seen.append(updates)
+        return smnist.make_optimiser(config, updates)
+
+    settings = {"schedule": "cosine", "seeds": seeds, "problem": {"optimiser": optimiser}}
+    train(tmp_path / "a", **settings)
+    assert set(seen) == {5 * 4}

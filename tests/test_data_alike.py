@@ -97,3 +97,7 @@ def test_rows_to_train_on_and_held_out(how):
     assert np.array_equal(held, np.sort(held)) and np.array_equal(rows, np.sort(rows))
     films = set((rows // 4).tolist()) & set((held // 4).tolist())
     assert (len(films) == 0) == (how == "alike")
+
+
+def test_the_numbers_of_the_published_hold_out():
+    assert (alike.RARE, alike.LEAST, alike.MOST) == (60, 0.06, 30)

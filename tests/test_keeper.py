@@ -252,6 +252,27 @@ def test_the_best_is_kept(compiled, tmp_path):
     assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["2", "4"]
 
 
+def test_what_was_best_and_skipped_is_known_after_a_resume(compiled, tmp_path):
+    tx, advance, devices = compiled("stop", 1)
+    config = Config(out=str(tmp_path / "run"), keep=1, save_every="1")
+    params = {"w": jnp.zeros(3), "b": jnp.zeros(()), "none": jnp.zeros((0, 2))}
+    state = train.init_state(params, tx, jax.random.key(0))
+    for scores in ((0.1, 0.7), (0.2, 0.3)):
+        with Run.open("toy", config) as folder, Keeper(folder, config, {}) as keeper:
+            state = keeper.restored(state)
+            for score in scores:
+                keeper.left([{}])
+                state = state._replace(step=state.step + 1)
+                keeper.after_epoch(state, score)
+        config = Config(resume=str(tmp_path / "run"), keep=1, save_every="1")
+    assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["2", "4"]
+    folder, how = str(tmp_path / "skips"), {"on_nan": "skip", "save_every": "1"}
+    with pytest.raises(Kill):
+        go(compiled, Config(out=folder, **how), data=with_nan(5), at=raising(Kill(), (3, 0)))
+    numbers = go(compiled, Config(resume=folder, **how), data=with_nan(5))[2]
+    assert numbers == {"skipped_updates": EPOCHS}
+
+
 def with_nan(row):
     return {**DATA, "x": np.where(np.arange(SIZE)[:, None] == row, np.nan, DATA["x"])}
 

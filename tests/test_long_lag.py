@@ -435,3 +435,23 @@ def test_titles_of_all_tasks():
     assert long_lag_tables.title("adding-hs", 100) == "adding problem of 1997, T = 100"
     assert set(long_lag_tables.LOSSES) == set(long_lag_tables._TITLES)
     assert long_lag.ORDER_LENGTHS == (100, 110)  # which the titles of the orders name
+
+
+def test_seeds_begin_with_weights_of_their_own():
+    task = experiment.make_task("adding", 6)
+    config = experiment.Config(task="adding", length=6, clip_norm=0.5, init="keras", hidden_size=3)
+    _, tx, start = experiment.start_of(config, task, "lstm")
+    one, other = (jax.tree.leaves(start(seed).params) for seed in (3, 4))
+    assert any(np.any(a != b) for a, b in zip(one, other, strict=True))
+    model = experiment.make_model(config, task, "lstm")
+    assert model.cell_init == "keras"
+    init_key, _ = jax.random.split(jax.random.key(3))
+    want = model.init(init_key, jnp.zeros((1, 1, 2)))["params"]
+    for got, expected in zip(one, jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+    g = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = tx.update(g, tx.init(g), g)
+    (mu,) = [part.mu for part in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu"))
+             if hasattr(part, "mu")]  # fmt: skip
+    np.testing.assert_allclose(mu["a"], [0.03, 0.0], rtol=1e-5)  # 0.1 · 0.5 · 3/5

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import jax
@@ -356,3 +357,102 @@ def test_how_a_model_runs_reaches_its_layers():
     assert "unroll=3" in program(unroll=3) and "unroll=3" not in program()
     assert "scan[" not in program(method="unrolled")
     assert program() == program(method="fused") != program(method="scan")
+
+
+OTHERS = {
+    "cell": "cifg", "hidden_size": 7, "num_layers": 3, "dropout": 0.11, "recurrent_dropout": 0.12,
+    "weight_drop": 0.13, "zoneout": 0.14, "locked_dropout": 0.15, "embedding_dropout": 0.16,
+    "word_dropout": 0.17, "learned_state": True, "method": "scan", "unroll": 3,
+    "precision": "bfloat16", "vocabulary_size": 77,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["imdb", "mnist", "smnist"])
+def test_every_option_of_a_model_reaches_it(name):
+    module = script(name)
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    common = set(OTHERS) - {"embedding_dropout", "word_dropout", "vocabulary_size"}
+    assert common <= fields
+    for option in sorted(fields & set(OTHERS)):
+        config = dataclasses.replace(module.Config(), **{option: OTHERS[option]})
+        assert getattr(module.make_model(config), option) == OTHERS[option], option
+    made = module.make_model(dataclasses.replace(module.Config(), init="torch", forget_bias="2.5"))
+    assert (made.cell_init, made.forget_bias) == ("torch", 2.5)
+    if name == "imdb":
+        config = dataclasses.replace(module.Config(), embedding_size=9)
+        assert module.make_model(config).input_size == 9
+
+
+@pytest.mark.parametrize("name", ["imdb", "mnist"])
+def test_every_option_of_an_optimiser_reaches_it(name):
+    """One update is the step size times g/(g + ε); Adam sees what was clipped."""
+    module = script(name)
+    epsilon = {"imdb": 1e-7, "mnist": 1e-8}[name]  # Keras's and TensorFlow 1's
+    config = dataclasses.replace(module.Config(), learning_rate=0.3, clip_norm=0.5)
+    asked = (dataclasses.replace(config, clip_norm=clip) for clip in (None, 0.5))
+    free, bound = (module.make_optimiser(own, 4) for own in asked)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam needs it
+        g = jnp.float32(epsilon)
+        updates, _ = free.update(g, free.init(g), g)
+        root = np.sqrt(1 - 0.999)
+        want = -0.3 * root * epsilon / (root * epsilon + epsilon)  # TensorFlow's form
+        np.testing.assert_allclose(updates, want, rtol=1e-4)
+        g = {"a": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}
+        _, state = bound.update(g, bound.init(g), g)
+    (mu,) = [part.mu for part in jax.tree.leaves(state, is_leaf=lambda s: hasattr(s, "mu"))
+             if hasattr(part, "mu")]  # fmt: skip
+    np.testing.assert_allclose(mu["a"], [0.03, 0.0], rtol=1e-5)  # 0.1 · 0.5 · 3/5
+    np.testing.assert_allclose(mu["b"], 0.04, rtol=1e-5)
+
+
+def test_the_tutorial_s_loss_has_two_softmaxes():
+    module, rng = script("mnist"), np.random.default_rng(2)
+    batch = {"image": rng.integers(0, 256, (5, 28, 28)).astype("u1"), "label": np.arange(5)}
+    batch |= {"weight": np.ones(5, "f4")}
+    for preset, twice in (("tf1", True), ("corrected", False)):
+        config = dataclasses.replace(module.PRESETS[preset], hidden_size=6)
+        model = module.make_model(config)
+        params = model.init(jax.random.key(0), jnp.zeros((1, 28, 28)))["params"]
+        z = np.float64(model.apply({"params": params}, batch["image"] / np.float32(255))[1])
+        for _ in range(1 + twice):
+            log_p = z - np.log(np.sum(np.exp(z), axis=1, keepdims=True))
+            z = np.exp(log_p)
+        want = -np.mean(log_p[np.arange(5), batch["label"]])
+        got = module.make_loss(model, config)(params, batch)[0]
+        assert float(got) == pytest.approx(want, rel=1e-5)
+
+
+def test_padding_is_masked_where_it_is_asked_for():
+    module = script("imdb")
+    batch = {"ids": np.array([[0, 0, 0, 5, 6, 7], [4, 5, 6, 7, 8, 9]], np.int32)}
+    batch |= {"label": np.array([1, 0]), "weight": np.ones(2, "f4")}
+    config = dataclasses.replace(module.Config(), hidden_size=4, embedding_size=3)
+    model = module.make_model(config)
+    params = model.init(jax.random.key(0), jnp.asarray(batch["ids"]))["params"]
+    for masked in (False, True):
+        mask = batch["ids"] != 0 if masked else None
+        z = np.float64(model.apply({"params": params}, batch["ids"], mask=mask)[1][:, 0])
+        want = np.mean(np.log1p(np.exp(np.where(batch["label"] == 1, -z, z))))
+        loss_fn = module.make_loss(model, dataclasses.replace(config, mask=masked))
+        assert float(loss_fn(params, batch)[0]) == pytest.approx(want, rel=1e-5)
+    assert masked and abs(z[0]) > 0
+
+
+def test_reviews_are_cut_as_they_are_asked_for(monkeypatch):
+    module, asked = script("imdb"), []
+    loaded = SimpleNamespace(first=lambda limit: limit)
+
+    def load(source, **how):
+        asked.append((source, how))
+        return loaded
+
+    monkeypatch.setattr(module.imdb, "load", load)
+    config = dataclasses.replace(
+        module.Config(), data="offline", vocabulary_size=77, max_length=9, padding="post",
+        truncating="post", validation_size=3, seed=5, limit=41,
+    )  # fmt: skip
+    assert module.load(config) == 41
+    ((source, how),) = asked
+    assert source == "offline" and how["num_words"] == 77
+    names = ("max_length", "padding", "truncating", "validation_size", "seed")
+    assert {name: how[name] for name in names} == {name: getattr(config, name) for name in names}

@@ -268,3 +268,16 @@ def test_every_row_can_be_written(tmp_path):
         assert f"## {row}: {spec.title}" in text and f"| {row} | {spec.metrics[0][1]} |" in short
         assert all(label in text for _, label, _ in spec.metrics)
     assert " nan" not in text and "None" not in text
+
+
+def test_what_makes_another_row_makes_another_group():
+    """Runs of two rows of one script are never averaged."""
+    for name in SCRIPTS:
+        rows = runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["ROWS"]
+        configs = [dataclasses.asdict(config) for config in rows.values()]
+        differ = {key for key in configs[0] if len({repr(own[key]) for own in configs}) > 1}
+        assert not (differ - {"pretrained", "pretrained_sha256"}) & set(tables._NO_SETTINGS), name
+    assert set(tables._NO_SETTINGS) == {
+        "seed", "out", "live", "seeds", "sweep", "save_every", "keep", "resume", "deterministic",
+        "pretrained", "pretrained_sha256", "data",
+    }  # fmt: skip

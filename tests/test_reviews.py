@@ -415,6 +415,8 @@ def test_the_row_of_a_pretrained_run(words, monkeypatch):
         ({"hidden_size": 4}, "is a run with hidden_size 3, expected 4"),
         ({"seed": 3}, "is a run with seed 2, expected 3"),
         ({"validation_size": 11}, "is a run with validation_size 12, expected 11"),
+        ({"hold_out": "alike"}, "is a run with hold_out random, expected alike"),
+        ({"limit": 40}, "is a run with limit None, expected 40"),
         ({"pretrained_sha256": "0" * 64}, "--pretrained-sha256: got 0000000"),
     ],
 )
@@ -551,3 +553,41 @@ def test_help_explains_every_flag(monkeypatch, capsys):
     assert "python experiments/reviews.py" in text
     for field in dataclasses.fields(reviews.Config):
         assert f"--{field.name.replace('_', '-')}" in text
+
+
+def test_every_option_of_the_parts_reaches_them(monkeypatch):
+    """The hold-out, the folds of the ratios and the counts among them."""
+    given = {
+        "validation_size": 9, "seed": 4, "hold_out": "alike", "vocabulary_size": 8, "chop": 7,
+        "place_inputs": True, "ratio_inputs": True, "pairs": "path", "path_order": 3,
+        "pairs_size": 5, "min_count": 2, "leave_out": False, "folds": 4,
+        "normalise_embeddings": True,
+    }  # fmt: skip
+    config, seen = dataclasses.replace(FAST, **given), {}
+    assert all(getattr(reviews.Config(), name) != value for name, value in given.items())
+
+    def parts(data, **options):
+        seen.update(options)
+        return {}, 0
+
+    monkeypatch.setattr(reviews.reviews, "parts", parts)
+    reviews.make_parts(config, make_reviews())
+    given["frequency"] = given.pop("normalise_embeddings")
+    assert seen == given
+
+
+def test_the_best_of_a_language_model_is_that_of_the_least_loss():
+    class Found:
+        def last(self, split, name="accuracy"):
+            assert split == "validation"
+            return {"accuracy": 0.25, "loss": 3.5}[name]
+
+        def metrics(self):
+            epochs = {"accuracy": ["nan", "nan"], "loss": ["nan", "nan"]}
+            return {f"validation_{name}_epochs": values for name, values in epochs.items()}
+
+    config = reviews.Config(task="language")
+    assert reviews.score_of(config, Found()) == -3.5
+    assert reviews.score_of(reviews.Config(), Found()) == 0.25
+    found = reviews.chosen(config, Found())  # of a resumed run without a finite loss
+    assert found["best_epoch"] == 1 and np.isnan(found["best_validation_accuracy"])
