@@ -286,6 +286,13 @@ def test_nbsvm_from_the_command_line(module, tmp_path, cache):
     assert metrics["test_accuracy"] == float(np.mean(own.right))
     weights = {"weights": own.weights, "bias": own.bias}
     assert record["params_sha256"] == module.params_sha256(weights)
+    held_out = []  # chosen on what the fits have not seen
+    for rows, held in module.hold_outs(config, 300):
+        assert not set(rows) & set(held)
+        pair = fit_to.rows(rows), fit_to.rows(held)
+        (own,) = module.tried(config, *pair, [chosen], train.Clock())
+        held_out.append(float(np.mean(own.right)))
+    assert metrics["validation_accuracy"] == held_out
     lines = (tmp_path / "here" / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 2 * len(names)
 
