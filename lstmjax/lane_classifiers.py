@@ -6,7 +6,7 @@ in place of a number, and a choice before the test split is scored.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from lstmjax import cli, distributed, lanes, train
 from lstmjax import seeds as many
 from lstmjax.lane_runs import Opened, about, by_value, draw, finish, opened, said, which
 from lstmjax.records import write_file
+from lstmjax.scores import say
 
 
 class Split(NamedTuple):
@@ -218,7 +219,7 @@ def _train_lanes(problem: Problem, work: Opened, bar: tqdm) -> None:
         bar.set_postfix(epoch=epoch, loss=f"{np.mean([own['loss'] for own in now]):.4f}")
         work.keeper.after_piece(program.states)
     means = work.scores.trained()
-    work.scores.add("train", program.step(), epoch, means, range(len(rows)))
+    _add(work, "train", epoch, means, range(len(rows)))
 
 
 def _lane_scorer(problem: Problem, work: Opened) -> Callable:
@@ -235,9 +236,20 @@ def _lane_scorer(problem: Problem, work: Opened) -> Callable:
         arrays = program.data if arrays is problem.splits["train"].arrays else arrays
         own = [rows(program.lanes[n].seed) for n in places]
         means = evaluate(program, [params[n] for n in places], arrays, own)
-        work.scores.add(split, program.step(), epoch, means, places)
+        _add(work, split, epoch, means, places)
 
     return score
+
+
+def _add(work: Opened, split: str, epoch: int, means: Sequence[Mapping], places: Iterable) -> None:
+    """Adds the means of the lanes at some places, and prints their mean, lowest and highest."""
+    work.scores.add(split, work.program.step(), epoch, means, places)
+    shown = {}
+    for name in means[0]:
+        values = [own[name] for own in means]
+        apart = f" ({min(values):.4f} to {max(values):.4f})" if len(values) > 1 else ""
+        shown[name] = f"{np.mean(values):.4f}{apart}"
+    say(epoch, split, shown)
 
 
 def _keep_best(problem: Problem, work: Opened, epoch: int) -> None:

@@ -12,6 +12,13 @@ from lstmjax.provenance import count_parameters
 from lstmjax.records import Run, params_sha256
 
 
+def say(epoch: int, split: str, values: Mapping[str, str]) -> None:
+    """Prints a split's values, by metric, after an epoch: one process does, above its bar."""
+    if distributed.is_main():
+        shown = ", ".join(f"{name} {value}" for name, value in values.items())
+        tqdm.write(f"epoch {epoch}: {split} {shown}")
+
+
 class Scores:
     """Collects the means of each split after each epoch, and logs and prints them as they come.
 
@@ -40,9 +47,7 @@ class Scores:
             self.epochs.setdefault(split, {}).setdefault(name, []).append((epoch, value))
         line = {f"{split}_{name}": value for name, value in means.items()}
         self._folder.log(step, epoch=epoch, **line)
-        if distributed.is_main():
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-            tqdm.write(f"epoch {epoch}: {split} {shown}")
+        say(epoch, split, {name: f"{value:.4f}" for name, value in means.items()})
 
     def last(self, split: str, name: str = "accuracy") -> float | None:
         """The newest value of a split's metric; None where the split is not scored."""

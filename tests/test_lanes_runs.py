@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -106,8 +107,10 @@ def finished(tmp_path_factory, cache):
     flags = f"{TINY['forecast']} --seed 3 --devices 1"
     commands.append(f"forecast {flags} --sweep lr=1e-3,3e-2 --out forecast/sweep")
     commands.append(f"forecast {flags} --learning-rate 3e-2 --out forecast/large")
-    said = run(commands, folder, cache)
-    return folder, {name: said[6 * n : 6 * n + 2] for n, name in enumerate(TINY)}, said[24:]
+    lines = run(commands, folder, cache)
+    epochs = [line for line in lines if line.startswith("epoch ")]
+    said = [line for line in lines if not line.startswith("epoch ")]
+    return folder, {name: said[6 * n : 6 * n + 2] for n, name in enumerate(TINY)}, said[24:], epochs
 
 
 @pytest.mark.parametrize("name", list(TINY))
@@ -172,8 +175,35 @@ def test_seeds_are_the_runs_they_stand_for(name, finished):
     assert (tmp_path / "both" / "vocabulary.txt").exists() == (name == "imdb")
 
 
+def test_every_epoch_says_the_lanes_mean_and_how_far_they_lie_apart(finished):
+    folder, *_, said = finished
+    expected = []
+    for name in ("imdb", "mnist"):
+        every = {"both": (3, 4), "3": (3,), "4": (4,)}
+        for which, own in every.items():
+            alone = [record_of(folder / name / str(seed))["metrics"] for seed in own]
+            for epoch in (1, 2):
+                for split in ("train", "validation", "test"):
+                    if (name, epoch, split) == ("imdb", 1, "test"):
+                        continue  # scored at the end only
+                    expected.append((which, epoch, split, alone))
+    assert len(said) == len(expected) == 3 * (5 + 6)
+    for line, (which, epoch, split, alone) in zip(said, expected, strict=True):
+        number = r"(\d\.\d{4})"
+        apart = rf" \({number} to {number}\)" if which == "both" else ""
+        shown = rf"accuracy {number}{apart}, loss {number}{apart}"
+        found = re.fullmatch(rf"epoch {epoch}: {split} {shown}", line)
+        assert found, line
+        values = np.array(found.groups(), np.float64).reshape(2, -1)
+        for metric, own in zip(("accuracy", "loss"), values, strict=True):
+            points = [record[f"{split}_{metric}_epochs"] for record in alone]
+            points = [each[epoch - 1 if len(each) == 2 else -1] for each in points]
+            law = [np.mean(points)] + [min(points), max(points)] * (which == "both")
+            np.testing.assert_allclose(own, law, atol=1e-4, rtol=0)
+
+
 def test_a_sweep_without_validation_says_so(finished):
-    folder, _, said = finished
+    folder, _, said, _ = finished
     metrics = record_of(folder / "forecast" / "sweep")["metrics"]
     alone = [record_of(folder / "forecast" / name)["metrics"] for name in ("3", "large")]
     mse = [own["train_mse"] for own in alone]
