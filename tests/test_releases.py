@@ -389,7 +389,9 @@ def test_make_verify_predict(made, tmp_path, monkeypatch, capsys):
     run, _ = made("imdb")
     monkeypatch.chdir(tmp_path)
     code, out, error = begin("card", ["make", str(run), "--out", "here"], monkeypatch, capsys)
-    assert (code, error) == (0, "") and out.endswith("of 90 reviews; release in here\n")
+    assert (code, error) == (0, "")
+    where = "generated reviews (offline data, not IMDB); release in here\n"
+    assert out.endswith(f" of 90 reviews of {where}")
     code, out, error = begin("card", ["verify", "here", "--limit", "5"], monkeypatch, capsys)
     assert (code, error) == (0, "") and "of the first 5 test reviews" in out
     argv = ["predict", "I loved it, a great film", "--run"]

@@ -444,7 +444,8 @@ def test_from_the_run_to_the_answer(tmp_path):
         "--hidden-size 3 --embedding-size 4 --vocabulary-size 60 --max-length 60 --devices 1 "
         "--batch-segments 24 --pairs input --normalise-embeddings --out here"
     )
-    assert do("card make here --out there").endswith(" of 40 reviews; release in there")
+    data = "generated reviews (offline data, not IMDB)"
+    assert do("card make here --out there").endswith(f" of 40 reviews of {data}; release in there")
     assert "of the first 9 test reviews, none otherwise" in do("card verify there --limit 9")
     texts = ["predict", "I loved it, but the plot was not good.", "--run"]
     want = reviewer.said(*whole_reviewer.probability(read(tmp_path / "here"), [texts[1]]), "there")
