@@ -158,6 +158,7 @@ ROWS = {
     "imdb-tf2-gru": Config(cell="gru"),
     "imdb-tf2-rnn": Config(cell="rnn"),
     "imdb-tf2-source": Config(validation_size=0, test_every_epoch=True),
+    "imdb-tf2-bfloat16": Config(method="onednn", precision="bfloat16"),
 }
 
 

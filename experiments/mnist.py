@@ -136,7 +136,13 @@ PRESETS = {
     "corrected": Config(),
     "tf1": Config(preset="tf1", loss="double_softmax", test_every_epoch=True),
 }
-ROWS = {"mnist-corrected": PRESETS["corrected"], "mnist-tf1": PRESETS["tf1"]}
+ROWS = {
+    "mnist-corrected": PRESETS["corrected"],
+    "mnist-tf1": PRESETS["tf1"],
+    "mnist-tf1-bfloat16": dataclasses.replace(
+        PRESETS["tf1"], method="onednn", precision="bfloat16"
+    ),
+}
 LOSSES = {
     "softmax": losses.cross_entropy,
     "double_softmax": losses.double_softmax_cross_entropy,

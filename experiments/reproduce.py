@@ -11,13 +11,15 @@ A row is run again with the settings in its records and one of their seeds (anot
 are equal in every bit where versions and machine are the same (to round-off where several seeds ran
 in one program), and the interval in which the recorded seeds say that 95 % of further runs lie,
 mean ± t · s · √(1 + 1/n) of n seeds. What a run cost is not held against anything. The exit code is
-1 where a number lies outside, and 0 where none does. A single recorded seed has no interval: where
-its numbers are not the recorded ones, the last line says that nobody can tell.
+1 where a number lies outside or a row failed, and 0 otherwise. A single recorded seed has no
+interval: where its numbers are not the recorded ones, the last line says that nobody can tell.
+With --all a row that fails (scikit-learn or oneDNN is not installed, say) does not end the others.
 
 Every run keeps its folder. What is cut short by --budget, by SIGTERM or by a power cut goes on
 where it last saved, with --resume; baselines and long-lag tasks, which save nothing, begin again.
 """
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -274,10 +276,15 @@ def run(config: Config) -> int:
         raise cli.ConfigError(f"--row: got {config.row}, expected one of {', '.join(known)}")
     chosen = known if config.all else {config.row: known[config.row]}
     folder = folder_of(config)
-    lock = hold(folder)  # noqa: F841  (open for as long as this runs)
+    with hold(folder) or contextlib.nullcontext():
+        return repeat_all(chosen, config, folder, end)
+
+
+def repeat_all(chosen: Mapping[str, tables.Group], config: Config, folder: Path, end: float) -> int:
+    """Repeats rows one after the other, until a time of ``time.monotonic``; the exit code."""
     # So that a run that is under way is told to save itself, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.STOPPED))
-    outside, unsure, left = [], [], []
+    outside, unsure, left, failed = [], [], [], []
     bar = tqdm(chosen.items(), unit=" rows", disable=None)
     for name, group in bar:
         bar.set_postfix_str(name)
@@ -285,7 +292,14 @@ def run(config: Config) -> int:
         if not (out / "record.json").exists() and seconds(group) > remaining:
             left.append(name)
             continue
-        record = repeat(group, config, out, remaining)
+        try:
+            record = repeat(group, config, out, remaining)
+        except RunError as error:
+            if not config.all:
+                raise
+            tqdm.write(str(error))
+            failed.append(name)
+            continue
         if record is None:
             left.append(name)
             continue
@@ -297,11 +311,13 @@ def run(config: Config) -> int:
         write_file(out / "reproduced.json", to_json(summary))
     if left:
         print(f"left out for time: {', '.join(left)}; --resume {folder} goes on")
-    done = len(chosen) - len(left)
+    if failed:
+        print(f"failed: {', '.join(failed)}; --resume {folder} tries again")
+    done = len(chosen) - len(left) - len(failed)
     verdict = f"outside: {', '.join(outside)}" if outside else "none outside of its interval"
     verdict += f"; nobody can tell: {', '.join(unsure)}" if unsure else ""
     print(f"{done} of {len(chosen)} rows repeated; {verdict}; runs in {folder}")
-    return int(bool(outside))
+    return int(bool(outside or failed))
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """The programs that BENCHMARKS.md has a section for, each with the metrics that it shows.
 
-``SOURCES`` are the programs of five published tutorials, which peers run as well; ``TASKS`` are the
-tasks of papers, and the baselines that a recurrent network has to beat there.
+``SOURCES`` are the programs of five published tutorials, which peers run as well; ``FAST`` are some
+of them in another arithmetic; ``TASKS`` are the tasks of papers, and the baselines that a recurrent
+network has to beat there.
 """
 
 from typing import NamedTuple
@@ -16,6 +17,7 @@ class Row(NamedTuple):
       metrics: (key, label, format) of each that is shown; the first one goes to README.md.
       note: what else is to be said.
       published: what an LSTM has reached there before (or, of a baseline, what it has), by whom.
+      beside: the row whose lines stand beside this one's: the same program; "" where there is none.
     """
 
     title: str
@@ -23,6 +25,7 @@ class Row(NamedTuple):
     metrics: tuple[tuple[str, str, str], ...]
     note: str
     published: str = "–"
+    beside: str = ""
 
 
 _ACCURACY = ("test_accuracy", "test accuracy", ".4f")
@@ -81,6 +84,19 @@ SOURCES = {
         (_ACCURACY, _EPOCHS), _NO_NUMBER,
     ),
 }  # fmt: skip
+
+_FAST = (
+    "Recurrences by oneDNN (`pip install -e '.[native]'`), their products of bfloat16 factors; "
+    "weights, cell states and sums in float32."
+)
+FAST = {
+    "imdb-tf2-bfloat16": SOURCES["imdb-tf2"]._replace(
+        title="imdb-tf2 in bfloat16, by oneDNN", note=_FAST, beside="imdb-tf2"
+    ),
+    "mnist-tf1-bfloat16": SOURCES["mnist-tf1"]._replace(
+        title="mnist-tf1 in bfloat16, by oneDNN", note=_FAST, beside="mnist-tf1"
+    ),
+}
 
 _CHOSEN = (
     _ACCURACY,
@@ -256,7 +272,7 @@ TASKS = {
     ),
 }  # fmt: skip
 
-ROWS = SOURCES | TASKS
+ROWS = SOURCES | FAST | TASKS
 
 # README.md shows the first five of these that were run.
 FIRST = (

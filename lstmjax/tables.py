@@ -196,9 +196,10 @@ def benchmarks(
             lines += ["", *overview_tables.section(groups, long_lag)]
     for row, spec in ROWS.items():
         members = [group for group in groups if group.row == row]
+        beside = [group for group in groups if group.row == spec.beside]
         if members:
-            with _shown(members):
-                lines += ["", *_section(row, spec, members)]
+            with _shown(members + beside):
+                lines += ["", *_section(row, spec, members, beside)]
     if parity:
         with _shown(parity):
             lines += ["", *_parity_section(parity)]
@@ -219,17 +220,21 @@ def _shown(groups: Sequence[Group]) -> Iterator[None]:
         raise RunError(f"{names}: not what the table shows ({one_line(error)})") from error
 
 
-def _section(row: str, spec: Row, groups: Sequence[Group]) -> list[str]:
-    """One program's table, and below it where each of its lines comes from."""
+def _section(row: str, spec: Row, groups: Sequence[Group], beside: Sequence[Group]) -> list[str]:
+    """One program's table, and below it where each of its lines comes from.
+
+    Those ``beside`` are of the section of ``spec.beside``, which says where they come from.
+    """
     labels = [label for _, label, _ in spec.metrics]
     head = ["", *labels, "seeds", "compile s", "train s", "eval s", "total s", "data"]
-    kind = "Source program" if row in SOURCES else "Source:"
+    kind = "Source program" if row in SOURCES or spec.beside else "Source:"
     lines = [f"## {row}: {spec.title}", "", f"{kind} {spec.source}. {spec.note}", ""]
     lines += [_line(head), _line(["---"] * len(head))]
-    for group in groups:
+    for group in [*groups, *beside]:
         cells = [summary(group.values(key), form) for key, _, form in spec.metrics]
         times = [group.seconds(key) for key in (*SECONDS, "total")]
-        lines.append(_line([group.label, *cells, str(len(group.records)), *times, _data(group)]))
+        label = group.label if group.row == row else f"{spec.beside}: {group.label}"
+        lines.append(_line([label, *cells, str(len(group.records)), *times, _data(group)]))
     for group in groups:
         lines += ["", *_provenance(group)]
     return lines
@@ -307,7 +312,8 @@ def readme_table(groups: Sequence[Group]) -> str:
     for group in groups:
         if group.name != "lstmjax":
             continue
-        peers = [peer for peer in groups if peer.row == group.row and peer.name != "lstmjax"]
+        same = (group.row, ROWS[group.row].beside)
+        peers = [peer for peer in groups if peer.row in same and peer.name != "lstmjax"]
         key, label, form = ROWS[group.row].metrics[0]
         program = group.label.replace(group.name, group.row, 1)
         with _shown([group, *peers]):

@@ -17,7 +17,7 @@ import oracle
 import peer_runs
 import pytest
 
-from lstmjax import tables
+from lstmjax import rows, tables
 from lstmjax.data import sin
 from lstmjax.lstm import LSTMParams
 from lstmjax.records import validate
@@ -78,7 +78,10 @@ def test_updates_and_epochs_are_those_of_our_programs(programs):
     ours = {}
     for name in ("sin", "forecast", "imdb", "mnist"):
         ours |= runpy.run_path(str(EXPERIMENTS / f"{name}.py"))["ROWS"]
+    assert set(ours) - set(programs.PROGRAMS) == set(rows.FAST)
     for row, config in ours.items():
+        if row in rows.FAST:
+            continue  # the program of another row, in our own arithmetic
         settings = getattr(programs.PROGRAMS[row], "keywords", {})
         if row.startswith(("imdb", "mnist")):
             known = programs.peer_tasks

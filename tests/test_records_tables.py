@@ -201,6 +201,37 @@ def test_two_peers_of_a_row_are_two_lines(tmp_path):
     )
 
 
+def test_the_same_program_in_another_arithmetic_stands_beside_it(tmp_path):
+    write_record(tmp_path, 0, 0.84, [0.84], 27.0)
+    write_record(tmp_path, 0, 0.85, [0.85], 9.0, row="imdb-tf2-bfloat16", file="fast")
+    peer = {"row": "imdb-tf2", "framework": "keras 3.15"}
+    what = {"experiment": "peers", "peer": peer, "metrics": {"test_accuracy": 0.82}}
+    write_record(tmp_path, 0, 0, [], 80.0, **what)
+    groups = tables.load_groups(tmp_path)
+    text = tables.benchmarks(groups)
+    plain, fast = re.split("\n## imdb-tf2-bfloat16: .*", text.split("\n## imdb-tf2: ")[1])
+    lines = [line for line in fast.splitlines() if line.startswith("|")]
+    data = "imdb_reviews (tfds) |"
+    assert lines[2:] == [
+        f"| lstmjax | 0.8500 | 0.850 | 1 | 2 | 9 | 1 | 12 | {data}",
+        f"| imdb-tf2: lstmjax | 0.8400 | 0.840 | 1 | 2 | 27 | 1 | 30 | {data}",
+        f"| imdb-tf2: keras 3.15 | 0.8200 | – | 1 | 2 | 80 | 1 | 83 | {data}",
+    ]
+    # Where the other lines come from is said once, in their own section.
+    assert fast.count("records: ") == 1 and "records: `imdb-fast0.json`" in fast
+    assert plain.count("records: ") == 2 and "0.85" not in plain
+    assert tables.readme_table(groups).splitlines()[3] == (
+        f"| imdb-tf2-bfloat16 | test accuracy | 0.8500 | 0.8200 (keras 3.15) | 9 | 80 | 1 | {data}"
+    )
+
+
+def test_what_stands_beside_a_row_is_a_row():
+    named = {row: spec.beside for row, spec in tables.ROWS.items() if spec.beside}
+    assert named == {f"{row}-bfloat16": row for row in ("imdb-tf2", "mnist-tf1")}
+    for row, other in named.items():
+        assert tables.ROWS[row].metrics == tables.ROWS[other].metrics
+
+
 def test_records_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(RunError, match="a.json is no JSON"):

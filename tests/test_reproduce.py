@@ -286,6 +286,29 @@ def test_a_run_that_fails_says_how(results, tmp_path, monkeypatch):
         reproduce.repeat(group, reproduce.Config(), tmp_path / "a", float("inf"))
 
 
+def test_of_all_rows_one_that_fails_does_not_end_the_others(results, tmp_path, monkeypatch, capsys):
+    own, folder = reproduce.command, tmp_path / "a"
+
+    def command(group, *rest):
+        fails = [sys.executable, "-c", "raise SystemExit('error: no such library')"]
+        return fails if group.row == "sin-tf1" else own(group, *rest)
+
+    monkeypatch.setattr(reproduce, "command", command)
+    monkeypatch.setattr(reproduce.signal, "signal", lambda *_: None)  # this process keeps its own
+    change(results, "sin-keras", mse=lambda seed: seed / 10, mse_advanced=lambda seed: seed / 10)
+    asked = reproduce.Config(all=True, results=str(results), out=str(folder))
+    assert reproduce.run(asked) == 1  # though what could be run lies within
+    said = capsys.readouterr().out
+    assert "sin-tf1 ended with exit code 1: error: no such library\n" in said
+    assert f"failed: sin-tf1; --resume {folder} tries again\n" in said
+    assert "1 of 2 rows repeated; none outside of its interval; " in said
+    assert os.listdir(folder / "sin-keras") and not (folder / "sin-tf1").exists()
+    with pytest.raises(RunError, match="^sin-tf1 ended with exit code 1"):
+        reproduce.run(
+            reproduce.Config(row="sin-tf1", results=str(results), out=str(tmp_path / "b"))
+        )
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
