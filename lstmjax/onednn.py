@@ -253,6 +253,13 @@ class _Unavailable(Exception):
     """Why there is no library."""
 
 
+def loaded() -> str | None:
+    """The version of the oneDNN that this process has loaded, as "3.2.0"; None of none."""
+    if not _found.cache_info().currsize or isinstance(library := _found(), _Unavailable):
+        return None
+    return library.lstmjax_onednn_version().decode()
+
+
 @functools.cache
 def _found() -> ctypes.CDLL | _Unavailable:
     """The library, its calls known to XLA; what stood in its way is found out once as well."""
@@ -284,6 +291,7 @@ def _opened() -> ctypes.CDLL:
     workspace = library.lstmjax_onednn_workspace
     workspace.argtypes = [ctypes.c_int64] * 4 + [ctypes.c_bool] * 2 + [ctypes.c_int]
     workspace.restype = ctypes.c_int64
+    library.lstmjax_onednn_version.restype = ctypes.c_char_p
     return library
 
 

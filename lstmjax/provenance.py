@@ -18,6 +18,7 @@ import jax.extend.backend
 import numpy as np
 from jax._src.distributed import global_state  # jax.process_count() would start the devices
 
+from lstmjax import onednn
 from lstmjax.data import files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,17 +154,20 @@ def environment(devices: Sequence[Any] | int | None = None) -> dict[str, Any]:
       "driver", "devices", "processes", "platform", "cores", "XLA_FLAGS"}`: `device` is the
       processor's or accelerator's name, `driver` what JAX's runtime says of its own version and the
       driver's (of a CPU no more than "cpu"), `devices` how many of them JAX saw in this run, in all
-      of its `processes`, `cores` the processor cores this process may use.
+      of its `processes`, `cores` the processor cores this process may use. Where the process has
+      loaded oneDNN (method "onednn"), its version is "onednn".
     """
     if devices is None or isinstance(devices, int):
         first, count = jax.devices()[0], devices or len(jax.devices())
     else:
         first, count = devices[0], len(devices)
     flags = os.environ.get("XLA_FLAGS", "").split()
+    native = onednn.loaded()
     return {
         **git_state(),
         "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
+        **({} if native is None else {"onednn": native}),
         "device": _processor() if first.platform == "cpu" else first.device_kind,
         "driver": _driver(),
         "devices": count,

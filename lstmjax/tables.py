@@ -34,6 +34,9 @@ from lstmjax.seeds import apart, seeds_of
 from lstmjax.truncation_tables import section as truncation_section
 from lstmjax.what_matters_tables import section as what_matters_section
 
+_VERSIONS = (
+    "python", "jax", "jaxlib", "flax", "optax", "tensorflow", "keras", "torch", "numpy", "onednn",
+)  # fmt: skip
 # Settings that make no other program (what the wish for `data` came to is in the record's dataset);
 # and one that older records do not have.
 _NO_SETTINGS = (
@@ -288,9 +291,8 @@ def _provenance(group: Group) -> list[str]:
     commands = _distinct(
         without_flags(record["command"], "--seed", "--out") for record in group.records
     )
-    names = ("python", "jax", "jaxlib", "flax", "optax", "tensorflow", "keras", "torch", "numpy")
     versions = _distinct(
-        ", ".join(f"{name} {e[name]}" for name in names if e.get(name)) for e in environments
+        ", ".join(f"{name} {e[name]}" for name in _VERSIONS if e.get(name)) for e in environments
     )
     commits = _distinct(_commit(e) for e in environments)
     hashes = _distinct((r["dataset"].get("sha256") or "–")[:12] for r in group.records)

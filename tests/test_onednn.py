@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import stat
 import threading
 from functools import partial
@@ -321,6 +322,26 @@ def test_what_cannot_be_loaded_is_said_and_not_kept(asked_anew, prefix, tmp_path
     assert "; it needs" in refusal()
     assert onednn.available() == refusal()
     assert not list((tmp_path / "cache" / "native").iterdir())
+
+
+def test_what_was_not_asked_for_is_not_loaded(asked_anew):
+    assert onednn.loaded() is None  # and asking does not load it
+    assert onednn._found.cache_info().currsize == 0
+    onednn.available()
+    assert (onednn.loaded() is None) == (onednn.available() is not None)
+
+
+def test_what_could_not_be_loaded_has_no_version(asked_anew, monkeypatch):
+    monkeypatch.setattr(onednn, "_opened", lambda: (_ for _ in ()).throw(onednn._Unavailable("no")))
+    assert onednn.available() == "no" and onednn.loaded() is None
+
+
+@needs_library
+def test_the_version_is_the_librarys(asked_anew):
+    onednn.available()
+    header = onednn._prefix() / "include" / "oneapi" / "dnnl" / "dnnl_version.h"
+    parts = [re.search(rf"VERSION_{n} (\d+)", header.read_text())[1] for n in ("MAJOR", "MINOR")]
+    assert re.fullmatch(rf"{parts[0]}\.{parts[1]}\.\d+", onednn.loaded())
 
 
 @needs_library

@@ -88,7 +88,7 @@ def test_validate_names_what_is_missing(record):
 
 def test_nothing_of_the_environment_may_be_missing(record):
     """Commit, dirty flag, versions, XLA's flags, device: whatever a number depends on."""
-    optional = {"driver", "processes", "deterministic"}
+    optional = {"driver", "processes", "deterministic", "onednn"}
     for key in set(record["environment"]) - optional:
         environment = {k: v for k, v in record["environment"].items() if k != key}
         problems = records.validate(record | {"environment": environment})
@@ -97,7 +97,8 @@ def test_nothing_of_the_environment_may_be_missing(record):
         "git commit", "dirty", "python", "jax", "jaxlib", "flax", "optax", "numpy", "device",
         "devices", "platform", "cores", "XLA_FLAGS",
     }  # fmt: skip
-    for key, wrong in {"devices": 0, "driver": 12, "processes": 1.5, "deterministic": 1}.items():
+    for key, wrong in {"devices": 0, "driver": 12, "processes": 1.5, "deterministic": 1,
+                       "onednn": 3}.items():  # fmt: skip
         environment = record["environment"] | {key: wrong}
         (problem,) = records.validate(record | {"environment": environment})
         assert problem.startswith(f"environment.{key}: got {wrong}, expected ")

@@ -91,6 +91,13 @@ def test_environment_has_every_field(monkeypatch):
     assert found["driver"] == "cpu"
 
 
+def test_onednn_is_named_where_it_was_loaded(monkeypatch):
+    for version, expected in ((None, {}), ("3.2.0", {"onednn": "3.2.0"})):
+        monkeypatch.setattr(provenance.onednn, "loaded", lambda version=version: version)
+        found = records.environment()
+        assert {k: v for k, v in found.items() if k == "onednn"} == expected
+
+
 def test_the_driver_is_what_the_runtime_says_in_one_line(monkeypatch):
     class Backend:
         platform_version = "PJRT C API\ncuda 13000\n"

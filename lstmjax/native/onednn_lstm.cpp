@@ -381,6 +381,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lstmjax_onednn_inference, caught<kInference>, boun
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstmjax_onednn_training, caught<kTraining>, bound());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lstmjax_onednn_gradient, caught<kGradient>, bound());
 
+// Of the library that is loaded, which need not be the one whose headers were compiled.
+extern "C" const char* lstmjax_onednn_version() {
+  static const auto& version = *new std::string([] {
+    const dnnl_version_t& now = *dnnl_version();
+    return std::to_string(now.major) + "." + std::to_string(now.minor) + "." +
+           std::to_string(now.patch);
+  }());
+  return version.c_str();
+}
+
 // How many threads OpenMP uses where nothing is said.
 extern "C" int lstmjax_onednn_threads() { return omp_get_max_threads(); }
 
