@@ -4,8 +4,11 @@ import functools
 import os
 import re
 import stat
+import subprocess
+import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ from problems import QUICK
 
 from lstmjax import LSTMParams, LSTMState, lstm, onednn
 
+ROOT = Path(__file__).parents[1]
 T, B, D, H = 7, 4, 3, 5
 MISSING = onednn.available()
 needs_library = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -98,6 +102,49 @@ def test_among_several_devices_each_has_one_thread(devices, monkeypatch):
     threads = 1 if devices == 2 else onednn._found().lstmjax_onednn_threads()
     program = jax.jit(lambda *given: by_onednn(*given)).lower(*problem()[0]).as_text()
     assert f"threads = {threads} : i64" in program
+
+
+SEVERAL_CALLERS = """
+import os, threading
+import jax
+from lstmjax import init_lstm, lstm
+
+params = init_lstm(jax.random.key(0), 3, 8)
+xs = jax.random.normal(jax.random.key(1), (9, 4, 3))
+layer = jax.jit(lambda xs: lstm(params, xs, method="onednn")[1])
+want = jax.jit(lambda xs: lstm(params, xs)[1])(xs)
+meet, errors = threading.Barrier(7), []
+
+
+def call():
+    meet.wait()
+    errors.extend(float(abs(layer(xs) - want).max()) for _ in range(3))
+    meet.wait()
+    meet.wait()
+
+
+for _ in range(6):
+    threading.Thread(target=call).start()
+before = len(os.listdir("/proc/self/task"))
+meet.wait()
+meet.wait()
+print(len(os.listdir("/proc/self/task")) - before, len(errors), max(errors))
+meet.wait()
+"""
+
+
+@needs_library
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="threads are counted in /proc")
+def test_whoever_calls_one_team_of_threads_computes():
+    own = {"OMP_NUM_THREADS": "3", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL_CALLERS],
+        env=os.environ | own, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    threads, calls, error = done.stdout.split()
+    assert int(threads) == 3  # one that leads, two that help; a team for each caller would be 12
+    assert int(calls) == 18 and float(error) < 1e-6
 
 
 @needs_library

@@ -14,15 +14,20 @@
 #include <sys/mman.h>
 
 #include <array>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
 #include <string>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -306,33 +311,62 @@ class Call {
   std::vector<Afterwards> afterwards_;
 };
 
+// Calls of several threads each go through one thread, one after the other. OpenMP keeps a team for
+// every thread that ever asked for one, XLA calls from many, and where the teams together are more
+// than the cores, their threads sleep between the steps instead of spinning for a moment.
+class Leader {
+ public:
+  Leader() { std::thread([this] { lead(); }).detach(); }
+
+  void run(std::function<void()> work) {
+    std::packaged_task<void()> task(std::move(work));
+    auto done = task.get_future();
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      tasks_.push_back(std::move(task));
+    }
+    asked_.notify_one();
+    done.get();  // throws what the work has thrown
+  }
+
+ private:
+  void lead() {
+    for (;;) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      asked_.wait(lock, [this] { return !tasks_.empty(); });
+      auto task = std::move(tasks_.front());
+      tasks_.pop_front();
+      lock.unlock();
+      task();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable asked_;
+  std::deque<std::packaged_task<void()>> tasks_;
+};
+
+Leader& leader() {
+  static auto& leader = *new Leader;
+  return leader;
+}
+
 // in: xs, W_x, W_h, b, h, c            [T, B, D], [D, 4H], [H, 4H], [4H], [B, H], [B, H]
 // out: hs, final h, final c, workspace  the last for training alone
 //
 // gradient, in: those of "in", those of "out", gradients of hs, final h, final c
 // gradient, out: gradients of "in"
-ffi::Error called(Kind kind, ffi::RemainingArgs in, ffi::RemainingRets out, bool reverse,
-                  int64_t threads) {
-  const auto argument = [&](size_t i) { return in.get<ffi::AnyBuffer>(i).value(); };
-  const auto data = [&](size_t i) { return argument(i).untyped_data(); };
+void compute(const Problem& problem, const ffi::RemainingArgs& in, const ffi::RemainingRets& out) {
+  const auto data = [&](size_t i) { return in.get<ffi::AnyBuffer>(i).value().untyped_data(); };
   const auto result = [&](size_t i) {
     auto buffer = out.get<ffi::AnyBuffer>(i).value();
     ask_for_large_pages(buffer->untyped_data(), buffer->size_bytes());
     return buffer->untyped_data();
   };
-  const auto xs = argument(0).dimensions();
-  const Problem problem{kind,
-                        xs[0],
-                        xs[1],
-                        xs[2],
-                        argument(2).dimensions()[0],
-                        argument(0).element_type() == ffi::DataType::BF16,
-                        reverse,
-                        static_cast<int>(threads)};
   const Threads limited(problem.threads);
   const Program& p = program(problem);
   const Layouts &v = p.values, &g = p.gradients;
-  const bool gradient = kind == kGradient;
+  const bool gradient = problem.kind == kGradient;
   const auto first = [&](size_t i) { return gradient ? data(6 + i) : result(i); };
 
   Call call(p);
@@ -345,7 +379,7 @@ ffi::Error called(Kind kind, ffi::RemainingArgs in, ffi::RemainingRets out, bool
   call.give(DNNL_ARG_DST_LAYER, v.hs, first(0));
   call.give(DNNL_ARG_DST_ITER, v.h, first(1));
   call.give(DNNL_ARG_DST_ITER_C, v.c, first(2));
-  if (kind != kInference) call.give(DNNL_ARG_WORKSPACE, p.workspace, first(3));
+  if (problem.kind != kInference) call.give(DNNL_ARG_WORKSPACE, p.workspace, first(3));
   if (gradient) {
     call.give(DNNL_ARG_DIFF_DST_LAYER, g.hs, data(10));
     call.give(DNNL_ARG_DIFF_DST_ITER, g.h, data(11));
@@ -358,6 +392,25 @@ ffi::Error called(Kind kind, ffi::RemainingArgs in, ffi::RemainingRets out, bool
     call.give(DNNL_ARG_DIFF_SRC_ITER_C, g.c, result(5));
   }
   call.run();
+}
+
+ffi::Error called(Kind kind, ffi::RemainingArgs in, ffi::RemainingRets out, bool reverse,
+                  int64_t threads) {
+  const auto argument = [&](size_t i) { return in.get<ffi::AnyBuffer>(i).value(); };
+  const auto xs = argument(0).dimensions();
+  const Problem problem{kind,
+                        xs[0],
+                        xs[1],
+                        xs[2],
+                        argument(2).dimensions()[0],
+                        argument(0).element_type() == ffi::DataType::BF16,
+                        reverse,
+                        static_cast<int>(threads)};
+  if (problem.threads > 1) {
+    leader().run([&] { compute(problem, in, out); });
+  } else {
+    compute(problem, in, out);
+  }
   return ffi::Error::Success();
 }
 
