@@ -44,7 +44,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from peer_workers import FRAMEWORKS
 
 import lstmjax
-from lstmjax import cli, interop, timings
+from lstmjax import cli, interop, onednn, timings
 from lstmjax.lstm import LSTMParams
 from lstmjax.provenance import version
 from lstmjax.records import Run, RunError, params_sha256
@@ -327,7 +327,11 @@ def layers_of(frameworks: Iterable[str]) -> dict[str, dict[str, Any]]:
     found = {}
     for name in frameworks:
         about = FRAMEWORKS[name]
-        versions = {"lstmjax": lstmjax.__version__} if name == "lstmjax" else {}
+        versions = {}
+        if name == "lstmjax":
+            versions[name] = lstmjax.__version__
+            if onednn.available() is None:
+                versions["oneDNN"] = onednn.loaded()
         for package in about.packages:  # TensorFlow comes under two names
             versions[package] = version(package) or version(f"{package}-cpu") or "missing"
         found[name] = {"versions": versions, "how": about.how, "bfloat16": about.bfloat16}

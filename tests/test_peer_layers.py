@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from lstmjax import peer_tables, timings
+import lstmjax
+from lstmjax import onednn, peer_tables, timings
 from lstmjax.records import validate
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -76,6 +78,9 @@ def test_the_record_says_what_was_run(record):
     assert record["command"].startswith("python experiments/peers.py layers --shapes sin ")
     assert record["config"]["sizes"] == {"sin": [50, 20, 10, 10]}
     assert record["config"]["layers"]["linen"]["versions"]["jax"] == record["environment"]["jax"]
+    found = {} if onednn.available() else {"oneDNN": onednn.loaded()}
+    versions = record["config"]["layers"]["lstmjax"]["versions"]
+    assert versions == {"lstmjax": lstmjax.__version__, "jax": jax.__version__} | found
     assert all(seconds > 0 for seconds in record["seconds"].values())
     text = "\n".join(peer_tables.section(record))
     assert "| torch | not timed: torch is not installed | – |" in text
