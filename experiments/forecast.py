@@ -129,6 +129,7 @@ def check(config: Config) -> None:
     save_every(config.save_every)
     cli.check_counts(config, "seed", least=0)
     cli.check_positive(config, "learning_rate", "clip_norm")
+    cli.check_method(config)
     rnn = config.cell in ("rnn", "linear_rnn")
     fits = rnn if config.init == "uniform" else config.cell in VARIANTS
     fits = fits or config.init in ("keras", "lstmjax")

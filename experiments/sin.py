@@ -149,6 +149,7 @@ def check(config: Config) -> None:
     save_every(config.save_every)
     cli.check_counts(config, "seed", least=0)
     cli.check_positive(config, "learning_rate", "clip_norm")
+    cli.check_method(config)
     fits = config.init in ("keras", "lstmjax") or config.cell in VARIANTS
     cli.check(config, "init", fits, f"keras or lstmjax with --cell {config.cell}")
     lanes.check(config)

@@ -294,13 +294,17 @@ def check_positive(config: Any, *names: str) -> None:
 
 
 def check_method(config: Any) -> None:
-    """A kernel of others, onednn or cudnn, runs the plain LSTM, and drops nothing on its way."""
+    """A kernel of others, onednn or cudnn, runs the plain LSTM, and drops nothing on its way.
+
+    Of its options a program need not have more than the cell and the unrolling.
+    """
     if config.method in ("onednn", "cudnn"):
         method = f"with --method {config.method}"
         check(config, "cell", config.cell == "lstm", f"lstm {method}")
         check(config, "unroll", config.unroll == 1, f"1 {method}")
         for name in ("recurrent_dropout", "zoneout"):
-            check(config, name, not getattr(config, name), f"0 {method}")
+            check(config, name, not getattr(config, name, 0), f"0 {method}")
+        check(config, "mask", not getattr(config, "mask", False), f"none {method}")
 
 
 # ---- running ------------------------------------------------------------------------------------

@@ -228,6 +228,7 @@ WRONG = {
         ("--updats 3", "--updats: no such flag, did you mean --updates?"),
         ("--devices 0", "--devices: got 0, expected an integer of at least 1"),
         ("--devices 999", "--devices: got 999, expected at most"),
+        ("--method onednn --cell gru --init keras", "--cell: got gru, expected lstm with --method"),
     ],
     "forecast": [
         ("--steps 0", "--steps: got 0, expected an integer of at least 1"),
@@ -235,6 +236,7 @@ WRONG = {
         ("--init uniform", "--init: got uniform, expected keras or lstmjax with --cell keras1"),
         ("--method loop", "--method: got 'loop', expected one of fused, scan, unrolled"),
         ("--cell elman", "--cell: got 'elman', expected one of lstm, gru, rnn, linear_rnn"),
+        ("--method cudnn", "--cell: got keras1, expected lstm with --method cudnn"),
     ],
     "imdb": [
         ("--dropout 1.0", "--dropout: got 1.0, expected 0 <= dropout < 1"),
@@ -252,6 +254,7 @@ WRONG = {
         ("--cell rnn --init torch", "--init: got torch, expected keras or lstmjax with --cell rnn"),
         ("--cell cifg2", "--cell: got 'cifg2', expected one of lstm, gru, rnn, linear_rnn, peep"),
         ("--method onednn --unroll 2", "--unroll: got 2, expected 1 with --method onednn"),
+        ("--method onednn --mask", "--mask: got True, expected none with --method onednn"),
         ("predict", "got no text, expected a review in quotes"),
         ("predict one two", "Unrecognized options: two"),
     ],
