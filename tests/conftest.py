@@ -1,5 +1,6 @@
 """Settings of every test: strict JAX, four CPU devices, no display, few and repeatable examples."""
 
+import gc
 import os
 
 os.environ["MPLBACKEND"] = "Agg"  # before matplotlib is imported, here or in a subprocess
@@ -15,6 +16,10 @@ import pytest
 # inherit this. XLA reads it when it is first used; what the caller says comes last and wins.
 if problems.QUICK_FLAGS not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{problems.QUICK_FLAGS} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+# Tracing makes millions of objects and hardly a cycle of them: looking for cycles as often as
+# Python does by itself takes a tenth of the tests' time.
+gc.set_threshold(10_000, 20, 100)
 
 # All three must be set before the first array is made. A silent promotion or broadcast is where
 # wrong numbers come from, so both are errors here.
