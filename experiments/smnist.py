@@ -196,7 +196,7 @@ def _refined(name: str) -> Config:
 # Step sizes and forget biases are those that were furthest on validation after two to four epochs.
 # Zoneout is for what 128 units otherwise learn by heart: 0.99 of train and 0.90 of validation.
 PRESETS = {
-    "small": Config(forget_bias="uniform_gate", learning_rate=8e-3),
+    "small": Config(forget_bias="log_uniform", learning_rate=8e-3),
     "small-permuted": Config(
         preset="small-permuted",
         permutation="numpy-92916",
