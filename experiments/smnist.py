@@ -194,6 +194,7 @@ def _refined(name: str) -> Config:
 
 
 # Step sizes and forget biases are those that were furthest on validation after two to four epochs.
+# On small uniform_gate is as far as log_uniform, but leaves one seed in six at chance at first.
 # Zoneout is for what 128 units otherwise learn by heart: 0.99 of train and 0.90 of validation.
 PRESETS = {
     "small": Config(forget_bias="log_uniform", learning_rate=8e-3),
