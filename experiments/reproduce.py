@@ -15,6 +15,8 @@ mean ± t · s · √(1 + 1/n) of n seeds. What a run cost is not held against a
 interval: where its numbers are not the recorded ones, the last line says that nobody can tell.
 With --all a row that fails (scikit-learn or oneDNN is not installed, say) does not end the others.
 
+A row that goes on from what a run of another row has left has that one run first, same seed.
+
 Every run keeps its folder. What is cut short by --budget, by SIGTERM or by a power cut goes on
 where it last saved, with --resume; baselines and long-lag tasks, which save nothing, begin again.
 """
@@ -39,6 +41,7 @@ from tqdm import tqdm
 
 from lstmjax import cli, long_lag_tables, tables, verify
 from lstmjax.records import RunError, hold, to_json, write_file
+from lstmjax.rows import AFTER
 from lstmjax.schema import SECONDS, is_cost
 
 RESULTS = Path(__file__).with_name("results")
@@ -185,6 +188,10 @@ def command(group: tables.Group, config: Config, out: Path) -> list[str]:
     record = record | {"seed": record["seed"] if config.seed is None else config.seed}
     settings = record["config"] | {"seed": record["seed"], "seeds": 1, "sweep": None}
     settings = {k: v for k, v in settings.items() if k in record["config"] or k == "seed"}
+    if group.row in AFTER:  # whose weights need not have the recorded bits here
+        named = [name for name in ("pretrained", "teacher") if settings.get(name) is not None]
+        settings |= dict.fromkeys(named, str(first_folder(group, out, record["seed"])))
+        settings |= {f"{name}_sha256": None for name in named}
     # A seed among others in one program has a device to itself.
     recorded = 1 if record.get("together") else record["environment"]["devices"]
     devices = config.devices or recorded
@@ -193,6 +200,11 @@ def command(group: tables.Group, config: Config, out: Path) -> list[str]:
     if settings.get("model") in ("nbsvm", "tfidf"):  # which run on no device
         asked.remove(f"--devices={devices}")
     return [sys.executable, script, *asked, f"--out={out}"]
+
+
+def first_folder(group: tables.Group, out: Path, seed: int) -> Path:
+    """Where the run lies that a row in a folder goes on from."""
+    return out.with_name(f"{AFTER[group.row]}-seed{seed}")
 
 
 def repeat(group: tables.Group, config: Config, out: Path, limit: float) -> dict[str, Any] | None:
@@ -277,10 +289,33 @@ def run(config: Config) -> int:
     chosen = known if config.all else {config.row: known[config.row]}
     folder = folder_of(config)
     with hold(folder) or contextlib.nullcontext():
-        return repeat_all(chosen, config, folder, end)
+        return repeat_all(chosen, known, config, folder, end)
 
 
-def repeat_all(chosen: Mapping[str, tables.Group], config: Config, folder: Path, end: float) -> int:
+def repeat_first(
+    group: tables.Group, known: Mapping[str, tables.Group], config: Config, out: Path, end: float
+) -> bool:
+    """Runs what a row goes on from, where it does and that is not there; whether it is, then."""
+    if group.row not in AFTER:
+        return True
+    seed = group.records[0]["seed"] if config.seed is None else config.seed
+    first, before = AFTER[group.row], first_folder(group, out, seed)
+    if first not in known:
+        raise RunError(f"{group.row} goes on from {first}, of which there is no record")
+    done, remaining = (before / "record.json").exists(), end - time.monotonic()
+    if not done and seconds(known[first]) + seconds(group) > remaining:
+        return False
+    config = dataclasses.replace(config, seed=seed)
+    return repeat(known[first], config, before, remaining) is not None
+
+
+def repeat_all(
+    chosen: Mapping[str, tables.Group],
+    known: Mapping[str, tables.Group],
+    config: Config,
+    folder: Path,
+    end: float,
+) -> int:
     """Repeats rows one after the other, until a time of ``time.monotonic``; the exit code."""
     # So that a run that is under way is told to save itself, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.STOPPED))
@@ -293,7 +328,9 @@ def repeat_all(chosen: Mapping[str, tables.Group], config: Config, folder: Path,
             left.append(name)
             continue
         try:
-            record = repeat(group, config, out, remaining)
+            record = None
+            if repeat_first(group, known, config, out, end):
+                record = repeat(group, config, out, end - time.monotonic())
         except RunError as error:
             if not config.all:
                 raise

@@ -10,6 +10,7 @@
     python experiments/reviews.py --task language --unlabelled --out words
     python experiments/reviews.py --pretrained words            goes on from there
     python experiments/reviews.py --virtual 5 --normalise-embeddings --unlabelled
+    python experiments/reviews.py --unlabelled --teacher DIR    an earlier run answers for them
     python experiments/reviews.py predict "not bad at all, I loved it"
     python experiments/reviews.py predict - < review.txt
 
@@ -20,11 +21,12 @@ vectors and of the pooled vector, averaged weights, an adversary (Miyato et al.,
 of words as inputs, the log-count ratios of words, pairs and triples (Wang & Manning, 2012) as
 inputs, or as a wide path, which is nearly a second model.
 
-The 50,000 unlabelled reviews help in two ways. `--task language` learns each word from those before
-it and, backwards, after it; its vectors and recurrent layer are something to begin with (Dai & Le,
-2015). `--virtual` asks that an answer, whatever it is, stays when the inputs change a little
+The 50,000 unlabelled reviews help in three ways. `--task language` learns each word from those
+before it and, backwards, after it; its vectors and recurrent layer are something to begin with (Dai
+& Le, 2015). `--virtual` asks that an answer, whatever it is, stays when the inputs change a little
 (Miyato et al., 2017). Both learn from the labelled reviews as well, and without `--unlabelled` from
-no others.
+no others. `--teacher` takes the answers of an earlier run for labels where they are sure enough
+(Yarowsky, 1995), and learns and counts n-grams in these reviews as in the labelled ones.
 
 Reviews held out of train are scored after every epoch, and the weights of the best epoch there, or
 of the last one, are scored on the test reviews once, at the end. The test reviews are of other
@@ -38,6 +40,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +65,7 @@ from lstmjax.lane_classifiers import Kept
 from lstmjax.models import Init, Precision, gate_bias
 from lstmjax.records import Run, matching_row
 from lstmjax.review_training import best, chosen, make_optimiser, score_of, scored
+from lstmjax.rows import AFTER
 from lstmjax.scores import Scores, finish
 
 PIECE = 10  # batches in one call of the compiled program
@@ -149,7 +153,14 @@ class Config:
     virtual: float = 0.0
     """Length of the step that changes the answer most, which it is not to; 0 for none."""
     unlabelled: bool = False
-    """Whether the 50,000 reviews without labels are learned from, by --virtual or as language."""
+    """Whether the 50,000 reviews without labels are learned from: by --virtual or --teacher, or as
+    language."""
+    teacher: str | None = None
+    """Folder of a run whose answers are labels for them; it held out the same reviews."""
+    teacher_sha256: str | None = None
+    """What that run's params_sha256 has to be; filled in when not given, and so in every record."""
+    confidence: float = 0.9
+    """With --teacher: the least probability of an answer that counts as a label, 0.5 for all."""
     pretrained: str | None = None
     """Folder of a run of --task language whose vectors and recurrent layer are the first ones."""
     pretrained_sha256: str | None = None
@@ -232,8 +243,10 @@ ROWS = {
     "reviews-unaveraged": Config(average=0.0),
     "reviews-adversarial": Config(adversarial=5.0, normalise_embeddings=True),
     "reviews-pair-inputs": Config(pairs="input"),
+    # Begun with what another row's run has left, lstmjax.rows.AFTER: DIR is its folder.
+    "reviews-taught": dataclasses.replace(_RATIOS, unlabelled=True, teacher="DIR"),
     "reviews-language": Config(task="language", unlabelled=True),
-    "reviews-pretrained": Config(pretrained="words"),  # the folder of such a run
+    "reviews-pretrained": Config(pretrained="DIR"),
 }
 
 
@@ -289,9 +302,19 @@ def check(config: Config) -> None:
             default = Config.__dataclass_fields__[name].default
             told = f"{default or 'none'} with --task language"
             cli.check(config, name, getattr(config, name) == default, told)
-    use = not config.unlabelled or config.task == "language" or config.virtual > 0
-    cli.check(config, "unlabelled", use, "no, without --virtual or --task language")
-    labelled = not config.unlabelled or config.pairs != "path"
+    taught = config.teacher is not None
+    use = not config.unlabelled or config.task == "language" or config.virtual > 0 or taught
+    cli.check(config, "unlabelled", use, "no, without --virtual, --teacher or --task language")
+    for name, fits, told in (
+        ("teacher", not taught or config.unlabelled, "none without --unlabelled"),
+        ("teacher", not taught or config.task == "sentiment", "none with --task language"),
+        ("virtual", not taught or config.virtual == 0, "0 with --teacher"),
+        ("teacher_sha256", taught or config.teacher_sha256 is None, "none without --teacher"),
+        ("confidence", taught or config.confidence == 0.9, "0.9 without --teacher"),
+        ("confidence", 0.5 <= config.confidence < 1, "0.5 <= confidence < 1"),
+    ):
+        cli.check(config, name, fits, told)
+    labelled = not config.unlabelled or config.pairs != "path" or taught
     cli.check(config, "pairs", labelled, "none or input with --unlabelled")
     hashed = config.pretrained is not None or config.pretrained_sha256 is None
     cli.check(config, "pretrained_sha256", hashed, "none without --pretrained")
@@ -365,31 +388,67 @@ def make_loss(config: Config, model: review_model.ReviewModel):
     return model.loss_fn
 
 
-# What a run has in common with the one that it begins with; by the last two, neither has read what
-# is held out here.
+# What a run has in common with the one that answers for reviews without labels, so that neither
+# has read what is held out here; and with the one whose weights it begins with.
+HELD_OUT = (
+    "tokens", "vocabulary_size", "max_length", "data", "limit", "seed", "validation_size",
+    "hold_out",
+)  # fmt: skip
 COMMON = (
     "tokens", "vocabulary_size", "embedding_size", "normalise_embeddings", "cell", "hidden_size",
     "directions", "data", "limit", "seed", "validation_size", "hold_out",
 )  # fmt: skip
 
 
-def begin(config: Config, params: Any, vocabulary: Any) -> tuple[Any, Config, str | None]:
+def begin(
+    config: Config, params: Any, vocabulary: Any, teachers: Sequence[Config] = ()
+) -> tuple[Any, Config, str | None]:
     """The first weights, the settings with the hash of ``--pretrained``, and the row of a run."""
     if config.pretrained is None:
-        return params, config, matching_row(config, ROWS)
+        return params, config, row_of(config, teachers)
 
     def like(settings):
         return jax.eval_shape(lambda: language.init(make_model(settings, 0), jax.random.key(0)))
 
     expected = {"task": "language"} | {name: getattr(config, name) for name in COMMON}
     found = pretrained.read(Path(config.pretrained), Config, expected, vocabulary, like)
-    given = config.pretrained_sha256
-    cli.check(config, "pretrained_sha256", given in (None, found.sha256), found.sha256)
-    plain = dataclasses.replace(config, pretrained=None, pretrained_sha256=None)
-    rows = matching_row(found.settings, ROWS), matching_row(plain, ROWS)
-    row = "reviews-pretrained" if rows == ("reviews-language", "reviews-lstm") else None
+    config = with_hash(config, "pretrained", found.sha256)
     known = {name: value for name, value in found.params.items() if name in params}
-    return params | known, dataclasses.replace(config, pretrained_sha256=found.sha256), row
+    return params | known, config, row_of(config, [*teachers, found.settings])
+
+
+def answered(config: Config, data: Dataset) -> tuple[Dataset, Config, list[Config]]:
+    """The reviews with the labels that ``--teacher`` gives, the settings with the hash of its
+    weights, and its own."""
+    if config.teacher is None:
+        return data, config, []
+    expected = {name: getattr(config, name) for name in HELD_OUT}
+    folder = Path(config.teacher)
+    trained, sha256 = pretrained.teacher(
+        folder, Config, check, make_model, expected, data.vocabulary
+    )
+    config = with_hash(config, "teacher", sha256)
+    of = data.splits["unlabelled"]
+    z = whole_reviewer.logits(trained, of["ids"], of["offsets"])
+    data = reviews.taught(data, whole_reviewer.positive(trained.settings, z), config.confidence)
+    return data, config, [trained.settings]
+
+
+def with_hash(config: Config, name: str, sha256: str) -> Config:
+    """The settings with the hash of an earlier run's weights, which has to be the one given."""
+    name = f"{name}_sha256"
+    cli.check(config, name, getattr(config, name) in (None, sha256), f"{sha256}, of its weights")
+    return dataclasses.replace(config, **{name: sha256})
+
+
+def row_of(config: Config, before: Sequence[Config]) -> str | None:
+    """The row of a run, by its own settings and by those of the runs that it goes on from."""
+    named = {}
+    for name in ("pretrained", "teacher"):
+        named |= {name: "DIR" if getattr(config, name) else None, f"{name}_sha256": None}
+    row = matching_row(dataclasses.replace(config, **named), ROWS)
+    expected = [AFTER[row]] if row in AFTER else []
+    return row if [matching_row(one, ROWS) for one in before] == expected else None
 
 
 # ---- the run ------------------------------------------------------------------------------------
@@ -412,13 +471,18 @@ def make_scorer(config: Config, model: review_model.ReviewModel, steps: int, dev
 def run(config: Config) -> None:
     check(config)
     reproducible.ask(config.deterministic)
+    devices, clock = parallel.use_devices(config.devices), train.Clock()
     dataset = load(config)
+    with clock("eval"):
+        dataset, config, teachers = answered(config, dataset)
     parts, pairs = make_parts(config, dataset)
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}", flush=True)
+    if config.teacher is not None:
+        count = len(dataset.splits["taught"]["label"])
+        print(f"{count:,} reviews without labels have those that {config.teacher} gives them")
     if (longest := whole_reviewer.longest(config)) < config.max_length:
         segments = f"{config.batch_segments} segments of {config.chop}"
         print(f"of a review the last {longest:,} tokens are read: a batch has {segments}")
-    devices, clock = parallel.use_devices(config.devices), train.Clock()
     (rows, cut, data, _), size = parts["train"], len(parts["train"].rows)
     steps = max(int(part.cut.length.max()) for part in parts.values())
     packing = {"capacity": config.batch_segments, "devices": len(devices)}
@@ -429,7 +493,7 @@ def run(config: Config) -> None:
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     init = language.init if config.task == "language" else review_model.init
     params, select = init(model, init_key), config.select == "best"
-    params, config, row = begin(config, params, dataset.vocabulary)
+    params, config, row = begin(config, params, dataset.vocabulary, teachers)
     kept = Kept(train.init_state(params, tx, step_key), params if select else ())
     loss_fn = make_loss(config, model)
     step = train.make_train_step(loss_fn, tx, axis_name=parallel.AXIS, on_nan=config.on_nan)

@@ -166,6 +166,11 @@ def whole_reviews_text(experiment: str, settings: Any) -> cards.Text:
         ),
         (settings.unlabelled, "It has learned from reviews without labels, too."),
         (
+            settings.teacher is not None,
+            "Those had the labels that an earlier run gave them, where it was sure of them: "
+            f"params_sha256 {settings.teacher_sha256}.",
+        ),
+        (
             settings.pretrained is not None,
             "It was begun with the weights of another run, which learned to tell words from those "
             f"around them: params_sha256 {begun}.",

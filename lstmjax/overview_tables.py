@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from lstmjax import long_lag_tables
-from lstmjax.provenance import without_flags
-from lstmjax.rows import FIRST, ROWS
+from lstmjax.provenance import with_value, without_flags
+from lstmjax.rows import FIRST, GOES_ON, ROWS
 from lstmjax.seeds import interval, seeds_of
 
 HEAD = (
@@ -143,7 +143,7 @@ def _files(files: Sequence[str]) -> str:
 
 
 def _command(record: Mapping[str, Any]) -> str:
-    return f"`{without_flags(record['command'], *_FLAGS)}`"
+    return f"`{with_value(without_flags(record['command'], *_FLAGS), 'DIR', *GOES_ON)}`"
 
 
 def _anchor(row: str, title: str) -> str:

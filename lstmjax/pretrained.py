@@ -1,10 +1,10 @@
-"""What a run begins with when another one has learned its vectors and its recurrent layer."""
+"""What a run takes from an earlier one: vectors and a recurrent layer, or answers as labels."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lstmjax import checkpoint, cli
+from lstmjax import checkpoint, cli, whole_reviewer
 from lstmjax.data import files
 from lstmjax.provenance import params_sha256
 from lstmjax.records import RunError
@@ -43,13 +43,7 @@ def read(
     Raises:
       RunError: the folder is not that of a finished run, is damaged, or is of another kind.
     """
-    if not (folder / "record.json").exists():
-        raise RunError(f"--pretrained: got {folder}, expected the folder of a finished run")
-    settings = cli.stored_config(config_class, folder, "pretrained")
-    for name, value in expected.items():
-        if getattr(settings, name) != value:
-            got = f"{name} {getattr(settings, name)}"
-            raise RunError(f"--pretrained: {folder} is a run with {got}, expected {value}")
+    settings = _settings(folder, config_class, expected, "pretrained")
     path = folder / "vocabulary.txt"
     try:
         words = files.read_bytes(path, files.JSON_BYTES).decode().split("\n")
@@ -61,3 +55,43 @@ def read(
         raise RunError(f"--pretrained: {path} is not the vocabulary of the reviews here")
     params = checkpoint.load_params(folder / "params.safetensors", like(settings))
     return Pretrained(settings, params, params_sha256(params))
+
+
+def _settings(folder: Path, config_class: type, expected: Mapping[str, Any], flag: str) -> Any:
+    """Those of a finished run, which have to be as expected."""
+    if not (folder / "record.json").exists():
+        raise RunError(f"--{flag}: got {folder}, expected the folder of a finished run")
+    settings = cli.stored_config(config_class, folder, flag)
+    for name, value in expected.items():
+        if getattr(settings, name) != value:
+            got = f"{name} {getattr(settings, name)}"
+            raise RunError(f"--{flag}: {folder} is a run with {got}, expected {value}")
+    return settings
+
+
+def teacher(
+    folder: Path,
+    config_class: type,
+    check: Callable,
+    make_model: Callable,
+    expected: Mapping[str, Any],
+    vocabulary: Sequence[str],
+) -> tuple[whole_reviewer.Trained, str]:
+    """Reads the folder of a run that is to answer for reviews without labels.
+
+    Args:
+      folder, config_class, expected, vocabulary: as in ``read``.
+      check, make_model: as in ``whole_reviewer.read``.
+
+    Returns:
+      The run, and the hash of its weights.
+
+    Raises:
+      RunError: as ``read``.
+    """
+    _settings(folder, config_class, expected, "teacher")
+    trained = whole_reviewer.read(folder, config_class, check, make_model, flag="teacher")
+    if trained.vocabulary != list(vocabulary):
+        path = folder / whole_reviewer.VOCABULARY
+        raise RunError(f"--teacher: {path} is not the vocabulary of the reviews here")
+    return trained, params_sha256(trained.params)

@@ -83,6 +83,21 @@ def without_flags(command: str, *flags: str) -> str:
     return shlex.join(kept)
 
 
+def with_value(command: str, value: str, *flags: str) -> str:
+    """A command line with another value of some flags, where it has them."""
+    words, changed = shlex.split(command), []
+    while words:
+        name, equals, _ = (word := words.pop(0)).partition("=")
+        if name not in flags:
+            changed.append(word)
+        elif equals:
+            changed.append(f"{name}={value}")
+        else:
+            changed += [name, value]
+            del words[:1]
+    return shlex.join(changed)
+
+
 def count_parameters(params: Any) -> int:
     """How many numbers a nested dict of arrays holds."""
     return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))

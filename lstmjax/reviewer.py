@@ -123,14 +123,14 @@ def read(
     return Trained(folder, settings, read_vocabulary(folder), model, params)
 
 
-def read_vocabulary(folder: Path) -> list[str]:
-    """The vocabulary that a run has left; raises RunError where there is none."""
+def read_vocabulary(folder: Path, flag: str = "run") -> list[str]:
+    """The vocabulary that a run has left; raises RunError, of a flag, where there is none."""
     try:
         vocabulary = files.read_bytes(folder / "vocabulary.txt", VOCABULARY_BYTES).decode()
     except OSError as error:
-        raise RunError(f"--run: cannot read {error.filename}: {error.strerror}") from error
+        raise RunError(f"--{flag}: cannot read {error.filename}: {error.strerror}") from error
     except ValueError as error:
-        raise RunError(f"--run: {folder} is damaged: {files.reason(error)}") from error
+        raise RunError(f"--{flag}: {folder} is damaged: {files.reason(error)}") from error
     return vocabulary.split("\n")
 
 

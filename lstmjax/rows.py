@@ -146,6 +146,11 @@ _ALIKE = (
 )
 _LABELLED = "0.9186 (Johnson & Zhang, 2016); 0.865 (Dai & Le, 2015)"
 _PUBLISHED = f"Published, labelled reviews alone: {_LABELLED}."
+_UNLABELLED = "0.9276 (Dai & Le, 2015); 0.9409 (Miyato et al., 2017)"
+_PUBLISHED_MORE = (
+    "With 50,000 unlabelled reviews. Published: 0.9276 (Dai & Le, 2015); 0.9409 with virtual "
+    "adversarial training (Miyato et al., 2017); 0.9406 (Johnson & Zhang, 2016)."
+)
 # Among what is published of LSTMs with 100 to 130 units, and with 512 units.
 _PIXELS = (
     "0.910 (Campos et al., 2018), 0.989 (Cooijmans et al., 2017); 0.989 with 512 units (Gu et al., "
@@ -217,9 +222,8 @@ TASKS = {
     ),
     "reviews-pretrained": Row(
         "IMDB, whole reviews, begun with reviews-language", "after Dai & Le (2015)", _WHOLE,
-        "With 50,000 unlabelled reviews. Published: 0.9276 (Dai & Le, 2015); 0.9409 with virtual "
-        "adversarial training (Miyato et al., 2017); 0.9406 (Johnson & Zhang, 2016).",
-        "0.9276 (Dai & Le, 2015); 0.9409 (Miyato et al., 2017)",
+        _PUBLISHED_MORE + " DIR: a run of reviews-language with the same seed, whose time is not "
+        "in the seconds here.", _UNLABELLED,
     ),
     "reviews-pairs": Row(
         "IMDB, whole reviews, LSTM and a linear path of pairs", "after Wang & Manning (2012)",
@@ -232,6 +236,12 @@ TASKS = {
     "reviews-ratios": Row(
         "IMDB, whole reviews, LSTM that reads log-count ratios", "after Wang & Manning (2012)",
         _WHOLE, _PUBLISHED + _ALIKE, _LABELLED,
+    ),
+    "reviews-taught": Row(
+        "reviews-ratios with the labels that a run of it gives 50,000 reviews", "Yarowsky (1995)",
+        _WHOLE,
+        _PUBLISHED_MORE + _ALIKE + " DIR: a run of reviews-ratios with the same seed, whose time "
+        "is not in the seconds here.", _UNLABELLED,
     ),
     "reviews-ratios-pairs": Row(
         "reviews-ratios of words and pairs, without triples", "after Wang & Manning (2012)",
@@ -276,6 +286,11 @@ TASKS = {
 }  # fmt: skip
 
 ROWS = SOURCES | FAST | TASKS
+
+# Rows that go on from what a run of another row, with the same seed, has left: which one's; and the
+# flags that name its folder.
+GOES_ON = ("--pretrained", "--teacher")
+AFTER = {"reviews-pretrained": "reviews-language", "reviews-taught": "reviews-ratios"}
 
 # README.md shows the first five of these that were run.
 FIRST = (

@@ -26,9 +26,9 @@ from lstmjax import (
 )
 from lstmjax.data import files
 from lstmjax.data.dataset import one_line
-from lstmjax.provenance import without_flags
+from lstmjax.provenance import with_value, without_flags
 from lstmjax.records import RunError, validate
-from lstmjax.rows import ROWS, SOURCES, Row
+from lstmjax.rows import GOES_ON, ROWS, SOURCES, Row
 from lstmjax.schema import SECONDS
 from lstmjax.seeds import apart, seeds_of
 from lstmjax.truncation_tables import section as truncation_section
@@ -38,12 +38,12 @@ _VERSIONS = (
     "python", "jax", "jaxlib", "flax", "optax", "tensorflow", "keras", "torch", "numpy", "onednn",
 )  # fmt: skip
 # Settings that make no other program (what the wish for `data` came to is in the record's dataset);
-# and one that older records do not have.
+# and what older records do not have.
 _NO_SETTINGS = (
     "seed", "out", "live", "seeds", "sweep", "save_every", "keep", "resume", "deterministic",
-    "pretrained", "pretrained_sha256", "data",
+    "pretrained", "pretrained_sha256", "teacher", "teacher_sha256", "data",
 )  # fmt: skip
-_LATER = {"on_nan": "stop"}
+_LATER = {"on_nan": "stop", "confidence": 0.9}
 
 # What the metrics of experiments/parity.py are called, and how a column is headed.
 _DTYPES = ("float64", "float32")
@@ -289,7 +289,8 @@ def _provenance(group: Group) -> list[str]:
     """Command, device, versions, commit, data and files of a group."""
     environments = [record["environment"] for record in group.records]
     commands = _distinct(
-        without_flags(record["command"], "--seed", "--out") for record in group.records
+        with_value(without_flags(record["command"], "--seed", "--out"), "DIR", *GOES_ON)
+        for record in group.records
     )
     versions = _distinct(
         ", ".join(f"{name} {e[name]}" for name in _VERSIONS if e.get(name)) for e in environments

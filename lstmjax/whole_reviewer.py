@@ -51,6 +51,7 @@ class Trained(NamedTuple):
       features: what it counted, by name.
       model: the model.
       params: the trained parameters.
+      flag: that named it.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class Trained(NamedTuple):
     features: dict[str, np.ndarray]
     model: review_model.ReviewModel
     params: dict[str, Any]
+    flag: str = "run"
 
 
 def predict(asked: Predict, config_class: type, check: Callable, make_model: Callable) -> None:
@@ -116,6 +118,7 @@ def read(
     check: Callable,
     make_model: Callable,
     which: str | None = None,
+    flag: str = "run",
 ) -> Trained:
     """Reads a run's folder, whatever is in it.
 
@@ -125,6 +128,7 @@ def read(
       check: raises ValueError for settings that cannot be used.
       make_model: the model of some settings and a number of runs of words.
       which: None: such a run has the weights of one seed.
+      flag: that named the folder, for errors.
 
     Returns:
       The run, the method of its recurrence the plain one.
@@ -133,10 +137,10 @@ def read(
       RunError: a file cannot be read, is damaged, or does not fit the others; the run has learned
         no labels.
     """
-    settings = cli.stored_config(config_class, folder, "run")
+    settings = cli.stored_config(config_class, folder, flag)
     if settings.task != "sentiment":
         told = "expected sentiment: it has learned no labels"
-        raise RunError(f"--run: {folder} is a run of --task {settings.task}, {told}")
+        raise RunError(f"--{flag}: {folder} is a run of --task {settings.task}, {told}")
     path = finished.weights(folder, which)
     # What a model takes is what its weights take: no larger one is begun.
     numbers = sum(array.size for array in checkpoint.read_arrays(path).values())
@@ -145,26 +149,25 @@ def read(
     for name, bound in bounds.items():
         if getattr(settings, name) > bound:
             got = f"{name} is {getattr(settings, name)}, expected at most {bound}"
-            raise RunError(f"--run: {folder}/config.json does not fit: {got}")
+            raise RunError(f"--{flag}: {folder}/config.json does not fit: {got}")
     try:
         check(settings)
         settings = dataclasses.replace(settings, method="fused", unroll=1)
-        features = read_features(folder, settings)
+        features = read_features(folder, settings, flag)
         model = make_model(settings, len(features.get("known", ())))
         like = jax.eval_shape(lambda: review_model.init(model, jax.random.key(0)))
     except ValueError as error:
-        raise RunError(f"--run: {folder} is damaged: {files.reason(error)}") from error
-    vocabulary = reviewer.read_vocabulary(folder)
+        raise RunError(f"--{flag}: {folder} is damaged: {files.reason(error)}") from error
+    vocabulary = reviewer.read_vocabulary(folder, flag)
     most = settings.vocabulary_size - text.INDEX_FROM
     if vocabulary[0] != text.UNUSED or len(vocabulary) > most:
         expected = f"expected {text.UNUSED} first, of {most} at most"
-        raise RunError(f"--run: {folder}/{VOCABULARY} has {len(vocabulary)} lines, {expected}")
-    return Trained(
-        folder, settings, vocabulary, features, model, checkpoint.load_params(path, like)
-    )
+        raise RunError(f"--{flag}: {folder}/{VOCABULARY} has {len(vocabulary)} lines, {expected}")
+    params = checkpoint.load_params(path, like)
+    return Trained(folder, settings, vocabulary, features, model, params, flag)
 
 
-def read_features(folder: Path, settings: Any) -> dict[str, np.ndarray]:
+def read_features(folder: Path, settings: Any, flag: str = "run") -> dict[str, np.ndarray]:
     """What a run counted, as its settings need it.
 
     Raises:
@@ -176,7 +179,7 @@ def read_features(folder: Path, settings: Any) -> dict[str, np.ndarray]:
     try:
         found = files.read_arrays(folder / FEATURES, FEATURE_BYTES)
     except OSError as error:
-        raise RunError(f"--run: cannot read {folder / FEATURES}: {error.strerror}") from error
+        raise RunError(f"--{flag}: cannot read {folder / FEATURES}: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{FEATURES}: {files.reason(error)}") from error
     size, pairs, expected = settings.vocabulary_size, np.size(found.get("known", ())), {}
@@ -291,7 +294,8 @@ def logits(
         own = pick["weight"] > 0
         found[pick["rows"][own]] = np.asarray(answer(params, arrays, pick), np.float64)[own]
     if not np.isfinite(found).all():
-        raise RunError(f"--run: {trained.folder} is damaged: its weights give no number")
+        told = f"{trained.folder} is damaged: its weights give no number"
+        raise RunError(f"--{trained.flag}: {told}")
     return found
 
 

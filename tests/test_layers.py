@@ -12,8 +12,8 @@ PACKAGE = ROOT / "lstmjax"
 # above. A new file of lstmjax has to be given its place here.
 LAYERS = (
     {"classifier", "review_training"},
-    {"card_subjects", "lane_classifiers", "lane_series", "results"},
-    {"bag", "lane_runs", "language", "pretrained", "scores", "verify", "whole_reviewer"},
+    {"card_subjects", "lane_classifiers", "lane_series", "pretrained", "results"},
+    {"bag", "lane_runs", "language", "scores", "verify", "whole_reviewer"},
     {"keeper", "review_model"},
     {"compare", "diagnose", "digits_reader", "distributed", "lanes", "reviewer"},
     {"cards", "finished", "releases"},

@@ -307,8 +307,9 @@ def test_what_makes_another_row_makes_another_group():
         rows = runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))["ROWS"]
         configs = [dataclasses.asdict(config) for config in rows.values()]
         differ = {key for key in configs[0] if len({repr(own[key]) for own in configs}) > 1}
-        assert not (differ - {"pretrained", "pretrained_sha256"}) & set(tables._NO_SETTINGS), name
+        before = {f"{one}{end}" for one in ("pretrained", "teacher") for end in ("", "_sha256")}
+        assert not (differ - before) & set(tables._NO_SETTINGS), name
     assert set(tables._NO_SETTINGS) == {
         "seed", "out", "live", "seeds", "sweep", "save_every", "keep", "resume", "deterministic",
-        "pretrained", "pretrained_sha256", "data",
+        "pretrained", "pretrained_sha256", "teacher", "teacher_sha256", "data",
     }  # fmt: skip

@@ -104,7 +104,7 @@ def test_a_row_of_an_ablation_is_another_run_and_every_row_can_be_run():
         reviews.check(config)
         assert matching_row(dataclasses.replace(config, seed=7), reviews.ROWS) == name
         found.add(dataclasses.astuple(config))
-    assert len(found) == len(reviews.ROWS) == 16
+    assert len(found) == len(reviews.ROWS) == 17
     chopped, plain = reviews.ROWS["reviews-chop-200"], reviews.ROWS["reviews-lstm"]
     assert chopped.chop * chopped.batch_segments == plain.chop * plain.batch_segments
 
@@ -520,7 +520,13 @@ WRONG = [
     ("--save-every often", "--save-every: got 'often', expected steps, as 500, or seconds, as 60s"),
     ("--seeds 3", "--seeds: no such flag"),
     ("--virtual -1", "--virtual: got -1.0, expected a finite number of at least 0"),
-    ("--unlabelled", "--unlabelled: got True, expected no, without --virtual or --task language"),
+    ("--unlabelled", "--unlabelled: got True, expected no, without --virtual, --teacher or --task"),
+    ("--teacher x", "--teacher: got x, expected none without --unlabelled"),
+    ("--teacher x --unlabelled --task language", "--teacher: got x, expected none with --task lan"),
+    ("--teacher x --unlabelled --virtual 1", "--virtual: got 1.0, expected 0 with --teacher"),
+    ("--teacher-sha256 ab", "--teacher-sha256: got ab, expected none without --teacher"),
+    ("--confidence 0.8", "--confidence: got 0.8, expected 0.9 without --teacher"),
+    ("--teacher x --unlabelled --confidence 1", "--confidence: got 1.0, expected 0.5 <= confid"),
     ("--unlabelled --virtual 1 --pairs path", "--pairs: got path, expected none or input with"),
     ("--task language --pairs input", "--pairs: got input, expected none with --task language"),
     ("--task language --adversarial 1", "--adversarial: got 1.0, expected none with --task"),

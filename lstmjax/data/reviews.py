@@ -62,6 +62,38 @@ def load(
     return make_dataset(whole.name, whole.source, splits, vocabulary)
 
 
+def taught(data: Dataset, positive: np.ndarray, confidence: float) -> Dataset:
+    """Reviews without labels, with the labels that a teacher gives those that it is sure of.
+
+    A split "taught" takes the place of "unlabelled": `parts` counts and trains on it as on the
+    reviews that came with labels, and holds none of it out (self-training: Yarowsky, 1995).
+
+    Args:
+      data: from `load`, with `unlabelled`.
+      positive: [N] of the reviews without labels, how probable it is that each is positive.
+      confidence: 0.5 to 1: what the more probable of the two answers has to have.
+
+    Raises:
+      ValueError: `positive` is no probability for each of them; the teacher is sure of none.
+    """
+    splits = dict(data.splits)
+    of = splits.pop("unlabelled")
+    size = len(of["label"])
+    if np.shape(positive) != (size,) or not ((positive >= 0) & (positive <= 1)).all():
+        got = f"shape {list(np.shape(positive))}"
+        raise ValueError(f"positive: got {got}, expected [{size}] probabilities")
+    sure = np.maximum(positive, 1 - positive) >= confidence
+    if not sure.any():
+        raise ValueError(f"confidence: got {confidence:g}, expected less: no answer is so sure")
+    lengths = np.diff(of["offsets"])
+    splits["taught"] = {
+        "ids": of["ids"][sure.repeat(lengths)],
+        "offsets": np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[sure])]),
+        "label": (positive[sure] > 0.5).astype(np.int32),
+    }
+    return data._replace(splits=splits)
+
+
 def held_out(
     fields: dict[str, np.ndarray], size: int, seed: int, how: str = "random"
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -136,10 +168,10 @@ def parts(
     """Reviews to train on, to validate and to test, with what is known of their words and runs.
 
     Reviews without labels, where the data have them, are trained on; runs, ratios and frequencies
-    are counted without them.
+    are counted without them, but with those that were `taught`.
 
     Args:
-      data: from `load`.
+      data: from `load` or `taught`.
       validation_size, seed, hold_out: as in `held_out`, size, seed and how.
       vocabulary_size: V.
       chop: as in `chops.segments`.
@@ -165,6 +197,11 @@ def parts(
     of_train = data.splits["train"]
     rows, held = held_out(of_train, validation_size, seed, hold_out)
     found = {split: dict(fields) for split, fields in data.splits.items()}
+    if "taught" in found:
+        count = len(of_train["label"])
+        of_train = _joined(of_train, found.pop("taught"))
+        rows = np.concatenate([rows, np.arange(count, len(of_train["label"]))])
+        found["train"] = dict(of_train)
     shared, known = {}, np.empty(0, np.int64)
     if frequency:
         use = np.zeros(len(of_train["label"]), bool)
