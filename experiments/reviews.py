@@ -244,7 +244,9 @@ ROWS = {
     "reviews-adversarial": Config(adversarial=5.0, normalise_embeddings=True),
     "reviews-pair-inputs": Config(pairs="input"),
     # Begun with what another row's run has left, lstmjax.rows.AFTER: DIR is its folder.
-    "reviews-taught": dataclasses.replace(_RATIOS, unlabelled=True, teacher="DIR"),
+    "reviews-taught": dataclasses.replace(
+        _RATIOS, unlabelled=True, teacher="DIR", confidence=0.5, epochs=2
+    ),
     "reviews-language": Config(task="language", unlabelled=True),
     "reviews-pretrained": Config(pretrained="DIR"),
 }

@@ -231,6 +231,7 @@ def test_the_row_of_a_taught_run():
     """It is that of reviews-ratios with a teacher, who is a run of reviews-ratios."""
     ratios = dataclasses.replace(reviews.ROWS["reviews-ratios"], seed=3, out="a")
     asked = {"teacher": "a", "teacher_sha256": "e" * 64, "unlabelled": True}
+    asked |= {"confidence": 0.5, "epochs": 2}
     config = dataclasses.replace(ratios, **asked | {"out": "b"})
     assert reviews.row_of(ratios, []) == "reviews-ratios"
     assert reviews.row_of(config, [ratios]) == "reviews-taught"
