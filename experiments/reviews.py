@@ -60,10 +60,11 @@ from lstmjax import (
     whole_reviewer,
 )  # fmt: skip
 from lstmjax.data import Dataset, chops, reviews
-from lstmjax.keeper import Keeper, save_every
+from lstmjax.keeper import Keeper
 from lstmjax.lane_classifiers import Kept
 from lstmjax.models import Init, Precision, gate_bias
 from lstmjax.records import Run, matching_row
+from lstmjax.review_checks import check
 from lstmjax.review_training import best, chosen, make_optimiser, score_of, scored
 from lstmjax.rows import AFTER
 from lstmjax.scores import Scores, finish
@@ -247,88 +248,19 @@ ROWS = {
     "reviews-taught": dataclasses.replace(
         _RATIOS, unlabelled=True, teacher="DIR", confidence=0.5, epochs=2
     ),
-    "reviews-language": Config(task="language", unlabelled=True),
-    "reviews-pretrained": Config(pretrained="DIR"),
+    # So many words that nothing is learned by heart, so that nothing is dropped.
+    "reviews-language": Config(
+        task="language",
+        unlabelled=True,
+        word_dropout=0.0,
+        embedding_dropout=0.0,
+        dropout=0.0,
+        learning_rate=2e-3,
+        epochs=4,
+        hold_out="alike",
+    ),  # fmt: skip
+    "reviews-pretrained": Config(pretrained="DIR", hold_out="alike"),
 }
-
-
-def check(config: Config) -> None:
-    counts = ["max_length", "batch_segments", "embedding_size", "hidden_size", "pairs_size"]
-    cli.check_counts(
-        config, *counts, "samples", "min_count", "epochs", "limit", "unroll", "devices", "keep"
-    )
-    save_every(config.save_every)
-    cli.check_counts(config, "vocabulary_size", least=5)
-    cli.check_counts(config, "folds", least=2)
-    cli.check_counts(config, "chop", "warm_up", "validation_size", "seed", least=0)
-    cli.check_rates(config, "path_dropout", "word_dropout", "embedding_dropout", "input_dropout")
-    cli.check_rates(config, "dropout", "average")
-    cli.check_positive(config, "learning_rate", "clip_norm")
-    for name in ("adversarial", "virtual", "weight_decay"):
-        fits = 0 <= getattr(config, name) < float("inf")
-        cli.check(config, name, fits, "a finite number of at least 0")
-    cli.check(config, "path_loss", 0 <= config.path_loss <= 1, "0 <= path_loss <= 1")
-    cli.check(config, "deep_share", 0 < config.deep_share <= 1, "0 < deep_share <= 1")
-    for name in ("path_loss", "deep_share", "path_dropout"):
-        default = Config.__dataclass_fields__[name].default
-        fits = config.pairs == "path" or getattr(config, name) == default
-        cli.check(config, name, fits, f"{default:g} without --pairs path")
-    fits = config.pairs == "path" or config.leave_out
-    cli.check(config, "leave_out", fits, "yes, without --pairs path")
-    fits = config.ratio_inputs or config.folds == Config.__dataclass_fields__["folds"].default
-    cli.check(config, "folds", fits, "5 without --ratio-inputs")
-    fits = config.pairs == "path" or config.ratio_inputs or config.path_order == 2
-    cli.check(config, "path_order", fits, "2 without --pairs path or --ratio-inputs")
-    fits = config.pairs != "input" or not config.ratio_inputs
-    cli.check(config, "ratio_inputs", fits, "none with --pairs input")
-    order = config.path_order
-    known = config.vocabulary_size**order * 2**15 < 2**63  # a run and a review in one number
-    fits = known or not whole_reviewer.knows_runs(config)
-    cli.check(config, "vocabulary_size", fits, "fewer with --pairs or --ratio-inputs")
-    for name in (name for name in ("ratio_inputs", "place_inputs") if getattr(config, name)):
-        flag = f"--{name.replace('_', '-')}"
-        cli.check(config, "embedding", config.embedding == "vectors", f"vectors with {flag}")
-        cli.check(config, "pretrained", config.pretrained is None, f"none with {flag}")
-        cli.check(config, "task", config.task == "sentiment", f"sentiment with {flag}")
-    if config.embedding == "gates":
-        told = "lstm or cifg with --embedding gates"
-        cli.check(config, "cell", config.cell in ("lstm", "cifg"), told)
-        told = "none with --embedding gates"
-        cli.check(config, "normalise_embeddings", not config.normalise_embeddings, told)
-        cli.check(config, "pretrained", config.pretrained is None, told)
-        told = "float32 with --embedding gates"
-        cli.check(config, "precision", config.precision == "float32", told)
-        cli.check(config, "method", config.method != "unrolled", "fused or scan with gates")
-    if config.task == "language":
-        for name in ("adversarial", "virtual", "pairs", "pretrained", "embedding"):
-            default = Config.__dataclass_fields__[name].default
-            told = f"{default or 'none'} with --task language"
-            cli.check(config, name, getattr(config, name) == default, told)
-    taught = config.teacher is not None
-    use = not config.unlabelled or config.task == "language" or config.virtual > 0 or taught
-    cli.check(config, "unlabelled", use, "no, without --virtual, --teacher or --task language")
-    for name, fits, told in (
-        ("teacher", not taught or config.unlabelled, "none without --unlabelled"),
-        ("teacher", not taught or config.task == "sentiment", "none with --task language"),
-        ("virtual", not taught or config.virtual == 0, "0 with --teacher"),
-        ("teacher_sha256", taught or config.teacher_sha256 is None, "none without --teacher"),
-        ("confidence", taught or config.confidence == 0.9, "0.9 without --teacher"),
-        ("confidence", 0.5 <= config.confidence < 1, "0.5 <= confidence < 1"),
-    ):
-        cli.check(config, name, fits, told)
-    labelled = not config.unlabelled or config.pairs != "path" or taught
-    cli.check(config, "pairs", labelled, "none or input with --unlabelled")
-    hashed = config.pretrained is not None or config.pretrained_sha256 is None
-    cli.check(config, "pretrained_sha256", hashed, "none without --pretrained")
-    for name in ("init", "forget_bias"):
-        default = Config.__dataclass_fields__[name].default
-        drawn = config.pretrained is None or getattr(config, name) == default
-        cli.check(config, name, drawn, f"{default} with --pretrained, which has that layer")
-    decayed = config.weight_decay > 0 or not config.decay_embeddings
-    cli.check(config, "decay_embeddings", decayed, "no, with --weight-decay 0")
-    select = config.select == "last" or config.validation_size > 0
-    cli.check(config, "select", select, "last with --validation-size 0")
-    gate_bias(config.forget_bias, config.cell)
 
 
 # ---- data ---------------------------------------------------------------------------------------
@@ -415,8 +347,8 @@ def begin(
     expected = {"task": "language"} | {name: getattr(config, name) for name in COMMON}
     found = pretrained.read(Path(config.pretrained), Config, expected, vocabulary, like)
     config = with_hash(config, "pretrained", found.sha256)
-    known = {name: value for name, value in found.params.items() if name in params}
-    return params | known, config, row_of(config, [*teachers, found.settings])
+    row = row_of(config, [*teachers, found.settings])
+    return pretrained.begun(params, found.params), config, row
 
 
 def answered(config: Config, data: Dataset) -> tuple[Dataset, Config, list[Config]]:

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from lstmjax import checkpoint, cli, whole_reviewer
 from lstmjax.data import files
 from lstmjax.provenance import params_sha256
@@ -55,6 +58,28 @@ def read(
         raise RunError(f"--pretrained: {path} is not the vocabulary of the reviews here")
     params = checkpoint.load_params(folder / "params.safetensors", like(settings))
     return Pretrained(settings, params, params_sha256(params))
+
+
+def begun(drawn: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """The first weights of a run: those of an earlier one, and as drawn what that one had not.
+
+        w_x = [ the earlier one's ; the drawn rows of what is read beside vectors ]
+
+    Args:
+      drawn: weights by name, arrays or dictionaries of arrays, as ``review_model.init`` draws them.
+      earlier: from ``read``: what bears a name of ``drawn`` has its shape, or fewer rows.
+
+    Returns:
+      As ``drawn``.
+    """
+
+    def joined(own, of_earlier):
+        rest = own[len(of_earlier) :]
+        return jnp.concatenate([of_earlier, rest]) if len(rest) else of_earlier
+
+    shared = {name: earlier[name] for name in drawn if name in earlier}
+    own = {name: drawn[name] for name in shared}
+    return dict(drawn) | jax.tree.map(joined, own, shared)
 
 
 def _settings(folder: Path, config_class: type, expected: Mapping[str, Any], flag: str) -> Any:

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "lstmjax"
 # From top to bottom: a module imports from the lines below its own, never from its own line or from
 # above. A new file of lstmjax has to be given its place here.
 LAYERS = (
-    {"classifier", "review_training"},
+    {"classifier", "review_checks", "review_training"},
     {"card_subjects", "lane_classifiers", "lane_series", "pretrained", "results"},
     {"bag", "lane_runs", "language", "scores", "verify", "whole_reviewer"},
     {"keeper", "review_model"},

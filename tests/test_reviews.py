@@ -392,21 +392,48 @@ def test_what_a_language_model_learned_is_begun_with(words, tmp_path, monkeypatc
 
 
 def test_the_row_of_a_pretrained_run(words, monkeypatch):
-    """It is that of the defaults, after the language model's defaults."""
-    params, _, row = reviews.begin(reviews.Config(), {"a": 1}, ())
-    assert (params, row) == ({"a": 1}, "reviews-lstm")
-    language_run = reviews.Config(task="language", unlabelled=True, seed=3)
+    """It is that of the language model, with its seed and its hold-out."""
+    some, other, more = np.arange(3.0), np.arange(3.0) + 9, np.arange(2.0)
+    params, _, row = reviews.begin(reviews.Config(), {"a": some}, ())
+    assert (params, row) == ({"a": some}, "reviews-lstm")
+    language_run = dataclasses.replace(reviews.ROWS["reviews-language"], seed=3)
     for settings, expected in (
         (language_run, "reviews-pretrained"),
         (dataclasses.replace(language_run, unlabelled=False), None),
         (dataclasses.replace(language_run, epochs=3), None),
     ):
-        found = reviews.pretrained.Pretrained(settings, {"embed": 2, "next": 3}, "e" * 64)
+        found = reviews.pretrained.Pretrained(settings, {"embed": other, "next": more}, "e" * 64)
         monkeypatch.setattr(reviews.pretrained, "read", lambda *_, found=found: found)
-        config = reviews.Config(pretrained="there", seed=3)
-        params, config, row = reviews.begin(config, {"embed": 1, "kernel": 4}, ())
-        assert params == {"embed": 2, "kernel": 4} and row == expected
+        config = reviews.Config(pretrained="there", hold_out="alike", seed=3)
+        params, config, row = reviews.begin(config, {"embed": some, "kernel": more}, ())
+        assert params["embed"] is other and params["kernel"] is more and len(params) == 2
+        assert row == expected
         assert config.pretrained_sha256 == "e" * 64
+
+
+def test_what_is_read_beside_vectors_has_drawn_weights_of_its_own(words, tmp_path, monkeypatch):
+    """Ratios and places come after the vector: the rows of w_x that are for them are as drawn."""
+    folder, first = words[0], []
+    begun = reviews.pretrained.begun
+
+    def watch(drawn, earlier):
+        first.extend([drawn, begun(drawn, earlier)])
+        return first[1]
+
+    monkeypatch.setattr(reviews.pretrained, "begun", watch)
+    options = {"ratio_inputs": True, "place_inputs": True, "min_count": 1, "epochs": 1}
+    record, _ = train(tmp_path / "run", pretrained=str(folder), **options)
+    drawn, own = jax.device_get(first)
+    found = load_file(folder / "params.safetensors")
+    size = FAST.embedding_size
+    for direction in ("forward", "backward"):
+        w_x = own[direction]["w_x"]
+        assert len(w_x) == size + 2 + 4 == len(drawn[direction]["w_x"])
+        np.testing.assert_array_equal(w_x[:size], found[f"{direction}.w_x"])
+        np.testing.assert_array_equal(w_x[size:], drawn[direction]["w_x"][size:])
+        np.testing.assert_array_equal(own[direction]["b"], found[f"{direction}.b"])
+    np.testing.assert_array_equal(own["kernel"], drawn["kernel"])
+    assert "next" not in own and np.isfinite(record["metrics"]["test_loss"])
 
 
 @pytest.mark.parametrize(
@@ -507,7 +534,6 @@ WRONG = [
     ("--ratio-inputs --pairs input", "--ratio-inputs: got True, expected none with --pairs input"),
     ("--folds 1 --ratio-inputs", "--folds: got 1, expected an integer of at least 2"),
     ("--embedding gates --ratio-inputs", "--embedding: got gates, expected vectors with --ratio-"),
-    ("--pretrained x --ratio-inputs", "--pretrained: got x, expected none with --ratio-inputs"),
     ("--task language --place-inputs", "--task: got language, expected sentiment with --place-in"),
     ("--path-order 3 --pairs path --vocabulary-size 70000", "--vocabulary-size: got 70000, expec"),
     ("--deep-share 0 --pairs path", "--deep-share: got 0.0, expected 0 < deep_share <= 1"),
