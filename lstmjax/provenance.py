@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +165,13 @@ def environment(devices: Sequence[Any] | int | None = None) -> dict[str, Any]:
 
     Returns:
       `{"git commit", "dirty", "python", "jax", "jaxlib", "flax", "optax", "numpy", "device",
-      "driver", "devices", "processes", "platform", "cores", "XLA_FLAGS"}`: `device` is the
-      processor's or accelerator's name, `driver` what JAX's runtime says of its own version and the
-      driver's (of a CPU no more than "cpu"), `devices` how many of them JAX saw in this run, in all
-      of its `processes`, `cores` the processor cores this process may use. Where the process has
-      loaded oneDNN (method "onednn"), its version is "onednn".
+      "processor", "driver", "devices", "processes", "platform", "cores", "XLA_FLAGS"}`: `device` is
+      the processor's or accelerator's name, `processor` which one among those of its name it is
+      (family and model, for a name may say no more than the maker; None where that cannot be
+      told): its vector units, and so last bits and seconds, differ; `driver` what JAX's runtime
+      says of its own version and the driver's (of a CPU no more than "cpu"), `devices` how many of
+      them JAX saw in this run, in all of its `processes`, `cores` the processor cores this process
+      may use. Where the process has loaded oneDNN (method "onednn"), its version is "onednn".
     """
     if devices is None or isinstance(devices, int):
         first, count = jax.devices()[0], devices or len(jax.devices())
@@ -183,7 +184,8 @@ def environment(devices: Sequence[Any] | int | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
         **({} if native is None else {"onednn": native}),
-        "device": _processor() if first.platform == "cpu" else first.device_kind,
+        "device": _processor_name() if first.platform == "cpu" else first.device_kind,
+        "processor": _processor_kind(),
         "driver": _driver(),
         "devices": count,
         "processes": processes(),
@@ -222,13 +224,28 @@ def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _processor() -> str:
+def _told() -> dict[str, str]:
+    """What Linux tells of the first processor; elsewhere nothing."""
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        return {}
+    fields = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in fields}
+
+
+def _processor_name() -> str:
     """The processor's own name where Linux tells it, else what Python knows."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _told().get("model name") or platform.processor() or platform.machine()
+
+
+def _processor_kind() -> str | None:
+    """Family and model as their maker counts them, or maker and part; None where nobody tells."""
+    told = _told()
+    for names in (("cpu family", "model"), ("CPU implementer", "CPU part")):
+        if all(name in told for name in names):
+            return ", ".join(f"{name.split()[-1]} {told[name]}" for name in names)
+    return None
 
 
 def _git(*arguments: str) -> str | None:

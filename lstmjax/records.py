@@ -71,7 +71,7 @@ _FREE = ("seed", "out", "devices", "live", "save_every", "keep", "resume", "dete
 # and how many they were is part of a record's environment.
 _MEETING = ("distributed", "coordinator", "num_processes", "process_id")
 # What the last bits of a run depend on: a run that is taken up again warns of changes.
-_BITS = ("git commit", "jax", "jaxlib", "numpy", "device")
+_BITS = ("git commit", "jax", "jaxlib", "numpy", "device", "processor")
 
 
 # ---- the run folder -----------------------------------------------------------------------------
@@ -184,7 +184,7 @@ class Run:
         run._command = command
         run._hold()
         now = _versions()
-        if changed := [name for name in _BITS if then.get(name) != now[name]]:
+        if changed := [name for name in _BITS if then.get(name, now[name]) != now[name]]:
             print(
                 f"warning: {', '.join(changed)} changed since {path} was started: what follows may "
                 "differ in the last bits from what it would have been",

@@ -296,13 +296,15 @@ def _provenance(group: Group) -> list[str]:
         ", ".join(f"{name} {e[name]}" for name in _VERSIONS if e.get(name)) for e in environments
     )
     commits = _distinct(_commit(e) for e in environments)
+    kinds = " and ".join(_distinct(e["processor"] for e in environments if e.get("processor")))
     hashes = _distinct((r["dataset"].get("sha256") or "–")[:12] for r in group.records)
     seeds = ", ".join(str(seed) for record in group.records for seed in seeds_of(record))
     if group.label != group.name:
         seeds += ", each with an equal share of the seconds"
     return [
         f"- **{group.label}**: {' and '.join(f'`{c}`' for c in commands)} with seeds {seeds}",
-        f"  - on {_device(group.records[0])}; {' and '.join(versions)}; "
+        f"  - on {_device(group.records[0])}{f' ({kinds})' * bool(kinds)}; "
+        f"{' and '.join(versions)}; "
         f"commit {' and '.join(commits)}; data sha256 {' and '.join(hashes)}",
         f"  - records: {', '.join(f'`{file}`' for file in _distinct(group.files))}",
     ]

@@ -88,7 +88,7 @@ def test_validate_names_what_is_missing(record):
 
 def test_nothing_of_the_environment_may_be_missing(record):
     """Commit, dirty flag, versions, XLA's flags, device: whatever a number depends on."""
-    optional = {"driver", "processes", "deterministic", "onednn"}
+    optional = {"processor", "driver", "processes", "deterministic", "onednn"}
     for key in set(record["environment"]) - optional:
         environment = {k: v for k, v in record["environment"].items() if k != key}
         problems = records.validate(record | {"environment": environment})
@@ -97,8 +97,8 @@ def test_nothing_of_the_environment_may_be_missing(record):
         "git commit", "dirty", "python", "jax", "jaxlib", "flax", "optax", "numpy", "device",
         "devices", "platform", "cores", "XLA_FLAGS",
     }  # fmt: skip
-    for key, wrong in {"devices": 0, "driver": 12, "processes": 1.5, "deterministic": 1,
-                       "onednn": 3}.items():  # fmt: skip
+    for key, wrong in {"devices": 0, "processor": 7, "driver": 12, "processes": 1.5,
+                       "deterministic": 1, "onednn": 3}.items():  # fmt: skip
         environment = record["environment"] | {key: wrong}
         (problem,) = records.validate(record | {"environment": environment})
         assert problem.startswith(f"environment.{key}: got {wrong}, expected ")
@@ -163,7 +163,9 @@ SOME = [json.loads((ROOT / "experiments" / "results" / f"{name}-seed0.json").rea
         for name in ("sin-tf1", "peers-sin-tf1", "scaling")]  # fmt: skip
 SOME[0]["first_steps"] = {"name": "mse", "steps": [0, 1], "loss": [0.5, "nan"]}
 SOME[0]["metrics"]["diagnostics"] = {"trained": {"norms": [1, 2.5], "rate": 0.5}}
-SOME[0]["environment"] |= {"driver": "cuda 12", "processes": 2, "deterministic": True}
+SOME[0]["environment"] |= {
+    "driver": "cuda 12", "processes": 2, "deterministic": True, "processor": "family 6, model 207",
+}  # fmt: skip
 SOME[0]["resumed"] = 2
 # No 1.0 among them: an integer to JSON Schema, and not to Python.
 ODD = [None, True, 7, 0, -3, 2.5, "nan", "x", "", SHA, "2026-01-02", "peers", [], [1], [None], {},

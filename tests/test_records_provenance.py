@@ -91,6 +91,35 @@ def test_environment_has_every_field(monkeypatch):
     assert found["driver"] == "cpu"
 
 
+X86 = "processor\t: 0\nmodel name\t: A maker's\ncpu family\t: 25\nmodel\t\t: 17\n\nmodel\t: 1\n"
+ARM = "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n\nCPU part\t: 0x1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "kind"),
+    [
+        (X86, "A maker's", "family 25, model 17"),
+        (ARM, "x86_64", "implementer 0x41, part 0xd40"),
+        ("processor : 0\ncpu family : 6\n", "x86_64", None),
+        (None, "x86_64", None),
+    ],
+)
+def test_two_processors_of_one_name_are_told_apart(text, name, kind, monkeypatch):
+    """Linux says it of the first one; without it, Python's word is taken and the kind not known."""
+
+    def read_text(path, **_):
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.setattr(provenance.Path, "read_text", read_text)
+    monkeypatch.setattr(provenance.platform, "processor", lambda: "")
+    monkeypatch.setattr(provenance.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(provenance, "git_state", dict)
+    found = records.environment()
+    assert (found["device"], found["processor"]) == (name, kind)
+
+
 def test_onednn_is_named_where_it_was_loaded(monkeypatch):
     for version, expected in ((None, {}), ("3.2.0", {"onednn": "3.2.0"})):
         monkeypatch.setattr(provenance.onednn, "loaded", lambda version=version: version)

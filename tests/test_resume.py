@@ -203,6 +203,21 @@ def test_another_number_of_devices_is_told(begun, monkeypatch, capsys):
     assert line.startswith(f"warning: {folder} had ") and "dropped elsewhere" in line
 
 
+def test_another_processor_is_told(begun, capsys):
+    """Of the same name, too; of a run that did not write it down nothing is known."""
+    folder, kind, _ = begun
+    for kept, expected in ((None, 0), ("family 1, model 2", 1)):
+        story = json.loads((folder / "run.json").read_text())
+        story["opened"][-1].pop("processor")
+        if kept is not None:
+            story["opened"][-1]["processor"] = kept
+        (folder / "run.json").write_text(json.dumps(story))
+        Run.open("forecast", kind(resume=str(folder))).close()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == expected
+        assert all(line.startswith("warning: processor changed since ") for line in lines)
+
+
 def test_a_home_is_found_behind_an_equals_sign(begun, tmp_path, monkeypatch):
     folder, kind, presets = begun
     monkeypatch.setenv("HOME", str(tmp_path))
