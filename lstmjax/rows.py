@@ -222,8 +222,8 @@ TASKS = {
     ),
     "reviews-pretrained": Row(
         "IMDB, whole reviews, begun with reviews-language", "after Dai & Le (2015)", _WHOLE,
-        _PUBLISHED_MORE + " DIR: a run of reviews-language with the same seed, whose time is not "
-        "in the seconds here.", _UNLABELLED,
+        _PUBLISHED_MORE + _ALIKE + " DIR: a run of reviews-language with the same seed, whose time "
+        "is not in the seconds here.", _UNLABELLED,
     ),
     "reviews-pairs": Row(
         "IMDB, whole reviews, LSTM and a linear path of pairs", "after Wang & Manning (2012)",
@@ -294,7 +294,7 @@ AFTER = {"reviews-pretrained": "reviews-language", "reviews-taught": "reviews-ra
 
 # README.md shows the first five of these that were run.
 FIRST = (
-    "reviews-ratios", "reviews-triples", "smnist-rows", "smnist-pixels", "smnist-numpy-92916",
-    "reviews-lstm", "smnist-small", "smnist-small-permuted", "mnist-corrected", "imdb-tf2",
-    "imdb-tf2-gru", "sin-tf1",
+    "reviews-taught", "reviews-ratios", "smnist-rows", "smnist-pixels", "smnist-numpy-92916",
+    "reviews-triples", "reviews-lstm", "smnist-small", "smnist-small-permuted", "mnist-corrected",
+    "imdb-tf2", "imdb-tf2-gru", "sin-tf1",
 )  # fmt: skip
