@@ -223,7 +223,7 @@ TASKS = {
     "reviews-pretrained": Row(
         "IMDB, whole reviews, begun with reviews-language", "after Dai & Le (2015)", _WHOLE,
         _PUBLISHED_MORE + _ALIKE + " DIR: a run of reviews-language with the same seed, whose time "
-        "is not in the seconds here.", _UNLABELLED,
+        "is not in the seconds here." + _BESIDE_TESTS, _UNLABELLED,
     ),
     "reviews-pairs": Row(
         "IMDB, whole reviews, LSTM and a linear path of pairs", "after Wang & Manning (2012)",
