@@ -208,7 +208,7 @@ def question(config: Config, windows: dict) -> tuple:
 def first_state(config: Config, windows: dict) -> train.TrainState:
     """The train step's state before the first update."""
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params = make_model(config).init(init_key, windows["x"][:1])["params"]
+    params = jax.jit(make_model(config).init)(init_key, windows["x"][:1])["params"]
     return train.init_state(params, make_optimiser(config), step_key)
 
 

@@ -343,7 +343,7 @@ def run(config: Config) -> None:
 
     model = make_model(config)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params = model.init(init_key, dataset.splits["train"]["ids"][:1])["params"]
+    params = jax.jit(model.init)(init_key, dataset.splits["train"]["ids"][:1])["params"]
     distributed.check_same(data=dataset.sha256, weights=params_sha256(params))
     state = train.init_state(params, make_optimiser(config), step_key)
     diagnosis = make_diagnosis(config, model, dataset)

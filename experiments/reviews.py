@@ -426,7 +426,7 @@ def run(config: Config) -> None:
     tx = make_optimiser(config, batches.updates)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
     init = language.init if config.task == "language" else review_model.init
-    params, select = init(model, init_key), config.select == "best"
+    params, select = jax.jit(functools.partial(init, model))(init_key), config.select == "best"
     params, config, row = begin(config, params, dataset.vocabulary, teachers)
     kept = Kept(train.init_state(params, tx, step_key), params if select else ())
     loss_fn = make_loss(config, model)

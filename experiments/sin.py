@@ -206,7 +206,7 @@ def windows_before(data: dict) -> dict:
 def first_state(config: Config, data: dict):
     """The train step's state before the first update, and the layer's, [B, H]."""
     model = make_model(config)
-    params = model.init(jax.random.key(config.seed), data["x"][0, :1])["params"]
+    params = jax.jit(model.init)(jax.random.key(config.seed), data["x"][0, :1])["params"]
     carry, _ = jax.eval_shape(lambda x: model.apply({"params": params}, x), data["x"][0])
     carry = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), carry)
     return train.init_state(params, make_optimiser(config), jax.random.key(0)), carry

@@ -92,7 +92,7 @@ def _ready(config: Any, problem: Problem, dataset: Any) -> _Ready:
     }
     tx = problem.optimiser(config, problem.updates(config))
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    params = problem.init(init_key)
+    params = jax.jit(problem.init)(init_key)
     distributed.check_same(data=dataset.sha256, weights=params_sha256(params))
     kept = Kept(train.init_state(params, tx, step_key), params if problem.selects else ())
     diagnosis = problem.diagnosis({name: a[: diagnose.ROWS] for name, a in splits["train"].items()})

@@ -26,6 +26,7 @@ gc.set_threshold(10_000, 20, 100)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 4)
+jax.devices()  # made now, or the first test that asks for 1,000 has them made
 
 hypothesis.settings.register_profile(
     "lstmjax", deadline=None, derandomize=True, max_examples=20, database=None
