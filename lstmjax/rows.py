@@ -241,7 +241,7 @@ TASKS = {
         "reviews-ratios with the labels that a run of it gives 50,000 reviews", "Yarowsky (1995)",
         _WHOLE,
         _PUBLISHED_MORE + _ALIKE + " DIR: a run of reviews-ratios with the same seed, whose time "
-        "is not in the seconds here.", _UNLABELLED,
+        "is not in the seconds here." + _BESIDE_TESTS, _UNLABELLED,
     ),
     "reviews-ratios-pairs": Row(
         "reviews-ratios of words and pairs, without triples", "after Wang & Manning (2012)",
