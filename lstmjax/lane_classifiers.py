@@ -39,7 +39,7 @@ class Problem(NamedTuple):
     Attributes:
       loss_fn: ``loss_fn(params, batch, key) -> (loss, metrics)`` with the metrics "loss" and
         "accuracy"; without a key nothing is dropped.
-      init: ``init(key)``: parameters.
+      init: ``init(key)``: parameters; it is compiled.
       optimiser: ``optimiser(config, updates)``: an optax transformation, for so many updates.
       splits: "train", "test", and "validation" where there is one.
       unit: what the examples are called.
