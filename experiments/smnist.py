@@ -342,6 +342,7 @@ def make_loss(model: SequenceModel, config: Config):
             square = image.reshape(-1, SIDE[config.order], SIDE[config.order])
             square = moved(jax.random.fold_in(key, 0), square, config.shift)
             image = square.reshape(image.shape)
+            key = jax.random.fold_in(key, config.num_layers)  # layers fold in 0 and on
         _, logits = model.apply({"params": params}, image, key=key)
         loss = losses.total(losses.cross_entropy(logits, batch["label"]), batch["weight"])
         accuracy = losses.total(losses.correct(logits, batch["label"]), batch["weight"])

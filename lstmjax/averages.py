@@ -24,7 +24,8 @@ def averaged(tx: optax.GradientTransformation, decay: float) -> optax.GradientTr
 
     The first 1/(1 − decay) weights are averaged evenly, the later ones exponentially, so that
     nothing of the initial ones is left (after Polyak & Juditsky, 1992). ``state.mean`` is for
-    evaluation; the updates are those of ``tx``.
+    evaluation, in float32 where weights have 16 bits, whose 0.999 is 1 or near it; the updates are
+    those of ``tx``.
 
     Args:
       tx: the optimiser.
@@ -40,7 +41,7 @@ def averaged(tx: optax.GradientTransformation, decay: float) -> optax.GradientTr
     checks.rate("decay", decay)
 
     def init(params):
-        zeros = jax.tree.map(jnp.zeros_like, params)
+        zeros = jax.tree.map(lambda p: jnp.zeros_like(p, checks.wide(p.dtype)), params)
         return Averaged(tx.init(params), jnp.zeros((), jnp.int32), zeros)
 
     def update(updates, state, params=None):
@@ -51,7 +52,7 @@ def averaged(tx: optax.GradientTransformation, decay: float) -> optax.GradientTr
 
         def moved(m, p):
             d = keep.astype(m.dtype)
-            return d * m + (1 - d) * p
+            return d * m + (1 - d) * p.astype(m.dtype)
 
         mean = jax.tree.map(moved, state.mean, optax.apply_updates(params, updates))
         return updates, Averaged(inner, count, mean)

@@ -16,7 +16,7 @@ import numpy as np
 
 def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raises ``ValueError`` unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if hasattr(value, "shape") or value not in choices:  # arrays compare element by element
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 
@@ -50,8 +50,9 @@ def flag(name: str, value: Any) -> None:
 
 
 def number(name: str, value: Any) -> None:
-    """Raises ``ValueError`` unless ``value`` is one finite number."""
+    """Raises ``ValueError`` unless ``value`` is one finite number; of a traced one, one at all."""
     if isinstance(value, jax.core.Tracer):
+        _traced_number(name, value)
         return
     try:
         fine = not isinstance(value, str) and abs(float(value)) < float("inf")
@@ -59,6 +60,18 @@ def number(name: str, value: Any) -> None:
         fine = False
     if not fine:
         raise ValueError(f"{name}: got {value!r}, expected a finite number")
+
+
+def _traced_number(name: str, value: jax.core.Tracer) -> None:
+    if value.shape or not _real(value.dtype):
+        got = f"dtype {value.dtype} and shape {list(value.shape)}"
+        raise ValueError(f"{name}: got {got}, expected a single real number")
+
+
+def _real(dtype: Any) -> bool:
+    """Whether numbers of this dtype can be compared with 0."""
+    kinds = jnp.bool_, jnp.integer, jnp.floating
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
 def function(name: str, value: Any) -> None:
@@ -105,7 +118,10 @@ def as_array(name: str, value: Any) -> jax.Array:
 
 def positive(name: str, value: Any, or_none: bool = True) -> None:
     """Raises ``ValueError`` unless ``value`` is a finite number above 0, or None if it may be."""
-    if (value is None and or_none) or isinstance(value, jax.core.Tracer):
+    if value is None and or_none:
+        return
+    if isinstance(value, jax.core.Tracer):
+        _traced_number(name, value)
         return
     try:
         fine = not isinstance(value, str) and 0 < float(value) < float("inf")
@@ -144,11 +160,17 @@ def floating(name: str, array: Any) -> None:
     """Raises ``ValueError`` unless ``array`` holds floating point numbers."""
     if not hasattr(array, "dtype"):
         raise ValueError(f"{name}: got {type(array).__name__}, expected an array")
-    dtype = jnp.result_type(array)
+    # What JAX has no dtype for, as NumPy's objects and strings, it does not name the argument of.
+    dtype = array.dtype if _foreign(array.dtype) else jnp.result_type(array)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name}: got dtype {dtype}, expected a floating point dtype")
     if dtype.itemsize < 2:  # which JAX promotes with nothing
         raise ValueError(f"{name}: got dtype {dtype}, expected one of 16 bits or more")
+
+
+def _foreign(dtype: Any) -> bool:
+    """Whether this is a dtype of NumPy's that JAX knows no arrays of."""
+    return isinstance(dtype, np.dtype) and dtype.kind in "OSUMm"
 
 
 class Dtypes(NamedTuple):
@@ -201,8 +223,8 @@ def layer_inputs(name: str, x: Any, params: tuple) -> Dtypes:
 
 def weights_dtype(dtype: Any) -> None:
     """Raises ``ValueError`` unless ``dtype`` is a floating point dtype."""
-    try:
-        fine = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    try:  # NumPy's dtype of None is float64
+        fine = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
     except TypeError:
         fine = False
     if not fine:
@@ -211,8 +233,10 @@ def weights_dtype(dtype: Any) -> None:
         raise ValueError(f"dtype: got {dtype!r}, expected one of 16 bits or more")
 
 
-def prng_key(name: str, key: Any) -> None:
+def prng_key(name: str, key: Any, or_none: bool = False) -> None:
     """Raises ``ValueError`` unless ``key`` is one key, of ``jax.random.key`` or ``PRNGKey``."""
+    if key is None and or_none:
+        return
     dtype, shape = getattr(key, "dtype", None), getattr(key, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
     if not (typed or dtype == jnp.uint32):
@@ -260,11 +284,7 @@ def valid_steps(steps: int, batch: int, mask: Any, lengths: Any) -> jax.Array | 
     """
     valid = None
     if mask is not None:
-        mask = as_array("mask", mask)
-        shape("mask", mask, (steps, batch))
-        if jnp.issubdtype(mask.dtype, jnp.complexfloating):
-            raise ValueError(f"mask: got dtype {mask.dtype}, expected bool, integer or floating")
-        valid = mask != jnp.zeros((), mask.dtype)
+        valid = _marked("mask", mask, steps, batch)
     if lengths is not None:
         lengths = _checked_lengths(lengths, steps, batch)
         times = jnp.arange(steps, dtype=lengths.dtype)
@@ -297,10 +317,13 @@ def _checked_lengths(lengths: Any, steps: int, batch: int) -> jax.Array:
 
 def reset_steps(steps: int, batch: int, resets: Any) -> jax.Array | None:
     """[T, B] bool, true where the state is to be reset before the step; None when not given."""
-    if resets is None:
-        return None
-    resets = as_array("resets", resets)
-    shape("resets", resets, (steps, batch))
-    if jnp.issubdtype(resets.dtype, jnp.complexfloating):
-        raise ValueError(f"resets: got dtype {resets.dtype}, expected bool, integer or floating")
-    return resets != jnp.zeros((), resets.dtype)
+    return None if resets is None else _marked("resets", resets, steps, batch)
+
+
+def _marked(name: str, value: Any, steps: int, batch: int) -> jax.Array:
+    """[T, B] bool, true where ``value`` is not 0."""
+    array = as_array(name, value)
+    shape(name, array, (steps, batch))
+    if not _real(array.dtype):
+        raise ValueError(f"{name}: got dtype {array.dtype}, expected bool, integer or floating")
+    return array != jnp.zeros((), array.dtype)

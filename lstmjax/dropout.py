@@ -40,10 +40,11 @@ def dropout(key: jax.Array | None, x: jax.Array, rate: float) -> jax.Array:
       [...], in the dtype of ``x``; ``x`` itself when ``key`` is None or ``rate`` is 0.
 
     Raises:
-      ValueError: ``rate`` outside [0, 1).
+      ValueError: ``rate`` outside [0, 1), a ``key`` that is none.
     """
     checks.rate("rate", rate)
     checks.floating("x", x)
+    checks.prng_key("key", key, or_none=True)
     if key is None or rate == 0:
         return x
     return _masked(key, x, rate, x.shape)
@@ -72,12 +73,14 @@ def variational_dropout(
       [T, B, F], in the dtype of ``xs``; ``xs`` itself when ``key`` is None or ``rate`` is 0.
 
     Raises:
-      ValueError: ``rate`` outside [0, 1), ``xs`` without the three axes, ``share_batch`` no flag.
+      ValueError: ``rate`` outside [0, 1), ``xs`` without the three axes, ``share_batch`` no flag,
+        a ``key`` that is none.
     """
     checks.rate("rate", rate)
     checks.shape("xs", xs, ("T", "B", "F"))
     checks.floating("xs", xs)
     checks.flag("share_batch", share_batch)
+    checks.prng_key("key", key, or_none=True)
     if key is None or rate == 0:
         return xs
     _, batch, features = xs.shape
@@ -120,11 +123,13 @@ def embedding_dropout(key: jax.Array | None, table: jax.Array, rate: float) -> j
       [V, E], in the dtype of ``table``; ``table`` itself when ``key`` is None or ``rate`` is 0.
 
     Raises:
-      ValueError: ``rate`` outside [0, 1), ``table`` without the two axes or not floating.
+      ValueError: ``rate`` outside [0, 1), ``table`` without the two axes or not floating, a ``key``
+        that is none.
     """
     checks.rate("rate", rate)
     checks.shape("table", table, ("V", "E"))
     checks.floating("table", table)
+    checks.prng_key("key", key, or_none=True)
     if key is None or rate == 0:
         return table
     return _masked(key, table, rate, (table.shape[0], 1))
@@ -150,7 +155,8 @@ def word_dropout(
       ``ids``' shape and dtype; ``ids`` as an array when ``key`` is None or ``rate`` is 0.
 
     Raises:
-      ValueError: ``rate`` outside [0, 1), ``ids`` not two axes of integers, an id unlike them.
+      ValueError: ``rate`` outside [0, 1), ``ids`` not two axes of integers, an id unlike them, a
+        ``key`` that is none.
     """
     checks.rate("rate", rate)
     ids = checks.as_array("ids", ids)
@@ -162,6 +168,7 @@ def word_dropout(
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not whole or not limits.min <= value <= limits.max:
             raise ValueError(f"{name}: got {value!r}, expected a whole number in {ids.dtype}")
+    checks.prng_key("key", key, or_none=True)
     if key is None or rate == 0:
         return ids
     replaced = _bernoulli(key, rate, ids.shape)
@@ -204,6 +211,7 @@ def weight_drop(
     for field in fields:
         checks.one_of("fields", field, params._fields)
         checks.floating(f"params.{field}", getattr(params, field))
+    checks.prng_key("key", key, or_none=True)
     if key is None or rate == 0:
         return params
     for field in fields:
@@ -285,6 +293,7 @@ def recurrent_noise(
     checks.shape("xs", xs, ("T", "B", "D"))
     checks.floating("xs", xs)
     _check_cell(params)
+    checks.prng_key("key", key, or_none=True)
     keep = checks.dtypes(xs, params).keep
     steps, batch, inputs = xs.shape
     proj, width = params.w_h.shape

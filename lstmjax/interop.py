@@ -27,6 +27,7 @@ from lstmjax.lstm import LSTMParams
 from lstmjax.recurrence import Bidirectional
 
 STACKS = ("torch", "keras", "flax_linen", "flax_nnx", "flax_nnx_optimized")
+_OTHERS = ("basic_rnn", "dense", "gru", "mlp", "vanilla_rnn")  # in names of what is no LSTM
 
 
 def load(framework: str, weights: Any, *, forget_bias: float | None = None) -> LSTMParams:
@@ -122,7 +123,9 @@ def load_stack(framework: str, weights: Any, *, forget_bias: float | None = None
         leaves = {path: leaf for path, leaf in leaves.items() if "rngs" not in path}
     if framework in ("tf1", "haiku"):  # a dense layer has the same entries: tell it by its name
         other = [path for path in leaves if not any("lstm" in part.lower() for part in path)]
-        if 0 < len(other) < len(leaves):
+        if len(other) == len(leaves):  # layers may have any name but that of another kind
+            other = [path for path in other if _is_other(path)]
+        if other:
             raise _no_layer(framework, other[0])
     tree = weight_trees.nested(leaves)
     found = _layers(framework, tree, (), forget_bias, isinstance(weights, OrderedDict))
@@ -362,6 +365,11 @@ def _check_sizes(argument: str, layers: list[tuple[Any, Any]]) -> None:
                     "the outputs of the layer before it"
                 )
         outputs = sum(params.w_h.shape[0] for params in _directions(layer))
+
+
+def _is_other(path: tuple[str, ...]) -> bool:
+    """Whether a name in the path says that this is another kind of layer."""
+    return any(kind in part.lower() for part in path for kind in _OTHERS)
 
 
 def _no_layer(framework: str, path: tuple[str, ...]) -> ValueError:

@@ -69,7 +69,8 @@ def total(values: jax.Array, weight: jax.Array) -> Average:
     """
     checks.shape("weight", weight, values.shape)
     counted = jnp.where(weight != 0, values, jnp.zeros_like(values))
-    return jnp.sum(weight * counted), jnp.sum(weight)
+    wide = checks.wide(values.dtype)  # 16 bits do not count to 2,049, and float16 ends at 65,504
+    return jnp.sum(weight * counted, dtype=wide), jnp.sum(weight, dtype=wide)
 
 
 def mean(average: Average) -> jax.Array:

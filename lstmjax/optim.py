@@ -44,7 +44,7 @@ def clipped_adam(
         eps below 0.
     """
     _check_adam(learning_rate, b1, b2, eps)
-    return clipped(in_float32(optax.adam(learning_rate, b1, b2, eps)), max_norm)
+    return in_float32(clipped(optax.adam(learning_rate, b1, b2, eps), max_norm))
 
 
 def clipped(
@@ -64,7 +64,10 @@ def clipped(
     """
     checks.transformation("tx", tx)
     checks.positive("max_norm", max_norm)
-    return tx if max_norm is None else optax.chain(optax.clip_by_global_norm(max_norm), tx)
+    if max_norm is None:
+        return tx
+    # In float16 the square of 256 is infinite, and what is divided by it is 0.
+    return optax.chain(in_float32(optax.clip_by_global_norm(max_norm)), tx)
 
 
 def in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -168,7 +171,7 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
         norm = jnp.sqrt(jnp.sum(jnp.square(g)))
         return g * (max_norm / jnp.maximum(norm, max_norm)).astype(g.dtype)
 
-    return optax.stateless(lambda updates, params: jax.tree.map(clip, updates))
+    return in_float32(optax.stateless(lambda updates, params: jax.tree.map(clip, updates)))
 
 
 def _check_adam(learning_rate: Any, b1: Any, b2: Any, eps: Any) -> None:

@@ -231,7 +231,10 @@ def recur_compiled(
 
 @partial(jax.jit, static_argnums=(0, 6, 7), inline=True)
 def _compiled_by_hand(by_hand, params, state, xs, arrays, traced, reverse, unroll):
-    return by_hand(params, state, xs, **arrays, **traced, reverse=reverse, unroll=unroll)
+    def run(state):
+        return by_hand(params, state, xs, **arrays, **traced, reverse=reverse, unroll=unroll)
+
+    return _kept_where_unread(run, state, arrays["mask"])
 
 
 @partial(jax.jit, static_argnums=(0, 6, 7, 8, 9), inline=True)
@@ -245,7 +248,23 @@ def _compiled(step, params, state, xs, arrays, traced, static, reverse, method, 
         inside = jax.tree.map(lambda kept, leaf: kept.astype(leaf.dtype), outside, params)
         return step(inside, state, x_t, **dict(static), **traced, **noise_t)
 
-    return recur(narrow_step, state, xs, **arrays, reverse=reverse, method=method, unroll=unroll)
+    def run(state):
+        options = {"reverse": reverse, "method": method, "unroll": unroll}
+        return recur(narrow_step, state, xs, **arrays, **options)
+
+    return _kept_where_unread(run, state, arrays["mask"])
+
+
+def _kept_where_unread(run: Callable, state: Any, valid: jax.Array | None) -> tuple[Any, jax.Array]:
+    """``run(state)``, where rows without a valid step keep their state, which may be NaN.
+
+    A step on it would be selected away, and its gradient still be NaN.
+    """
+    if valid is None:
+        return run(state)
+    read = jnp.any(valid, axis=0)
+    final, hs = run(_select(read, state, jax.tree.map(jnp.zeros_like, state)))
+    return _select(read, final, state), hs
 
 
 def _unrolled(body, state, inputs, steps: int, reverse: bool) -> tuple[Any, jax.Array]:
@@ -400,6 +419,7 @@ def stack(
         ``dropout``; what ``layer`` raises.
     """
     checks.rate("dropout", dropout)
+    checks.prng_key("key", key, or_none=True)
     checks.function("layer", layer)
     if not isinstance(params, list | tuple) or hasattr(params, "_fields") or not params:
         raise ValueError(f"params: got {type(params).__name__}, expected a list, one per layer")

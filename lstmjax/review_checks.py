@@ -74,8 +74,7 @@ def _paths(config: Any) -> None:
     cli.check(config, "path_order", fits, "2 without --pairs path or --ratio-inputs")
     fits = config.pairs != "input" or not config.ratio_inputs
     cli.check(config, "ratio_inputs", fits, "none with --pairs input")
-    order = config.path_order
-    known = config.vocabulary_size**order * 2**15 < 2**63  # a run and a review in one number
+    known = config.vocabulary_size**config.path_order < 2**63  # a run is one number
     fits = known or not whole_reviewer.knows_runs(config)
     cli.check(config, "vocabulary_size", fits, "fewer with --pairs or --ratio-inputs")
 

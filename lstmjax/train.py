@@ -41,7 +41,21 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: Any, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Args:
+      params: what is trained, a pytree of arrays.
+      tx: an optax transformation.
+      key: a PRNG key, which every step draws its own from.
+
+    Returns:
+      ``TrainState`` at step 0.
+
+    Raises:
+      ValueError: ``tx`` or ``key`` is none.
+    """
+    checks.transformation("tx", tx)
+    checks.prng_key("key", key)
     return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), key)
 
 
@@ -130,7 +144,8 @@ def make_train_step(
 
 def _watched(on_nan: str, grads: Any, old: Any, new: Any, metrics: dict) -> tuple[Any, dict]:
     """What a step leaves, and its metrics with the gradient's norm; see ``make_train_step``."""
-    norm = optax.tree.norm(grads)
+    # In float16 the square of 256 is infinite.
+    norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(checks.wide(g.dtype)), grads))
     one = jnp.ones_like(norm)
     if on_nan == "skip":
         if "loss" not in metrics:
@@ -160,8 +175,12 @@ def _whole(grads: Any, metrics: Any, batch: Any, axis_name: str) -> tuple[Any, A
     def share(metrics, g):
         return jnp.asarray(metrics["loss"][1], checks.wide(g.dtype)) / rows
 
-    # Shares of losses of every step may be beyond float16.
-    weighted = jax.tree.map(lambda g: g.astype(checks.wide(g.dtype)) * share(metrics, g), grads)
+    def weighted(g):
+        own = share(metrics, g)  # beyond float16, it may be, of losses of every step
+        # A mean over no examples may be 0 / 0.
+        return jnp.where(own == 0, jnp.zeros_like(own), g.astype(own.dtype) * own)
+
+    weighted = jax.tree.map(weighted, grads)
     added, metrics = jax.lax.psum((weighted, metrics), axis_name)
     counted = metrics["loss"][1] != 0
 

@@ -158,8 +158,9 @@ def _mean(loss_fn: Callable, head: Any, hs: jax.Array, ys: Any, carry: Any) -> t
     """(mean, (metrics, carry)) of the losses of all steps of hs [S, B, H]."""
     losses = loss_fn(head, hs, ys)
     checks.shape("losses", losses, hs.shape[:2])
-    count = jnp.asarray(losses.size, losses.dtype)
-    total = jnp.sum(losses)
+    wide = checks.wide(losses.dtype)  # float16 ends at 65,504
+    count = jnp.asarray(losses.size, wide)
+    total = jnp.sum(losses, dtype=wide)
     return total / count, ({"loss": (total, count)}, carry)
 
 

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lstmjax import (
@@ -29,6 +30,7 @@ from lstmjax import (
     stack,
     variational_dropout,
 )
+from lstmjax.train import init_state
 
 T, B, D, H, P = 7, 3, 4, 5, 2
 
@@ -38,6 +40,7 @@ def zeros(*shape, dtype=np.float32):
 
 
 XS = zeros(T, B, D)
+KEYS = jax.random.split(jax.random.key(0), T * B).reshape(T, B)
 LSTM = LSTMParams(zeros(D, 20), zeros(P, 20), zeros(20), zeros(3, H), zeros(H, P))
 LSTM_STATE = LSTMState(zeros(B, P), zeros(B, H))
 RNN = RNNParams(zeros(D, H), zeros(H, H), zeros(H))
@@ -67,6 +70,9 @@ WRONG_LSTM = [
     ({"params": LSTM._replace(w_proj=zeros(P, H))}, ("params.w_proj", "[2, 5]", "[5, 2]")),
     ({"params": LSTM._replace(w_proj=None)}, ("params.w_h", "[2, 20]", "[5, 20]")),
     ({"params": LSTM._replace(b=zeros(20, dtype=np.int32))}, ("params.b", "int32", "float")),
+    ({"params": LSTM._replace(b=zeros(20, dtype=object))}, ("params.b", "dtype object", "float")),
+    ({"params": LSTM._replace(w_h=zeros(P, 20, dtype="U5"))}, ("params.w_h", "dtype <U5", "float")),
+    ({"state": LSTM_STATE._replace(h=zeros(B, P, dtype="M8[s]"))}, ("state.h", "datetime64[s]")),
     ({"x": zeros(T, B, 3)}, ("[7, 3, 3]", "4")),
     ({"x": zeros(T, B, D, dtype=np.int32)}, ("int32", "float")),
     ({"state": tuple(LSTM_STATE)}, ("state", "tuple", "LSTMState")),
@@ -134,6 +140,7 @@ def test_wrong_arguments_of_a_layer_and_of_its_step(layer, step, params, changes
         ({"mask": zeros(B, T)}, ("mask", "[3, 7]", "[7, 3]")),
         ({"mask": zeros(T, B, 1)}, ("mask", "[7, 3, 1]", "[7, 3]")),
         ({"mask": zeros(T, B, dtype=complex)}, ("mask", "complex", "bool")),
+        pytest.param({"mask": KEYS}, ("mask", "key<fry>", "bool"), id="mask of keys"),
         ({"lengths": [1, 2]}, ("lengths", "[2]", "[3]")),
         ({"lengths": 2}, ("lengths", "[]", "[3]")),
         ({"lengths": [1.0, 2.0, 3.0]}, ("lengths", "float", "integer")),
@@ -142,8 +149,10 @@ def test_wrong_arguments_of_a_layer_and_of_its_step(layer, step, params, changes
         ({"lengths": jnp.array([7, -1, 0])}, ("lengths", "-1", "0", "7")),
         ({"resets": zeros(T, 1)}, ("resets", "[7, 1]", "[7, 3]")),
         ({"resets": zeros(T, B, dtype=complex)}, ("resets", "complex", "bool")),
+        pytest.param({"resets": KEYS}, ("resets", "key<fry>", "bool"), id="resets of keys"),
         ({"method": "loop"}, ("method", "'loop'", "'scan'", "'unrolled'")),
         ({"method": None}, ("method", "None", "'scan'", "'unrolled'")),
+        ({"method": np.array(["fused", "scan"])}, ("method", "array", "'scan'", "'unrolled'")),
         ({"unroll": 0}, ("unroll", "0", ">= 1")),
         ({"unroll": 1.5}, ("unroll", "1.5", ">= 1")),
         ({"unroll": True}, ("unroll", "True", ">= 1")),
@@ -161,6 +170,23 @@ def test_a_clip_of_a_projection_that_is_not_there():
     assert_says(("proj_clip", "0.5", "w_proj"), lstm, params=params, xs=XS, proj_clip=0.5)
 
 
+@pytest.mark.parametrize("name", ["cell_clip", "proj_clip", "forget_bias"])
+@pytest.mark.parametrize("value", [zeros(H) + 1, zeros(1) + 1, np.complex64(1j), KEYS[0, 0]])
+def test_traced_numbers_are_single_and_real(name, value):
+    """A bound [H] would bound every unit by its own, and 1j be cut to 0."""
+    if name == "forget_bias":
+        call = lambda value: init_lstm(jax.random.key(0), D, H, forget_bias=value)  # noqa: E731
+    else:
+        call = lambda value: lstm(LSTM, XS, **{name: value})  # noqa: E731
+    parts = (name, str(value.dtype), str(list(value.shape)), "a single real number")
+    assert_says(parts, lambda: jax.jit(call)(value))
+    steps = lambda value: lstm_step(LSTM, LSTM_STATE, XS[0], **{name: value})  # noqa: E731
+    if name != "forget_bias":
+        assert_says(parts, lambda: jax.jit(steps)(value))
+    jax.eval_shape(call, np.float32(1))
+    jax.eval_shape(jax.vmap(call), np.ones(2, np.float32))
+
+
 # --- initial weights -----------------------------------------------------------------------------
 
 
@@ -174,6 +200,7 @@ def test_a_clip_of_a_projection_that_is_not_there():
         ("hidden_size", "5", ("'5'", ">= 1")),
         ("init", "orthogonal", ("'orthogonal'", "'lstmjax'", "'keras'")),
         ("dtype", np.int32, ("int32", "float")),
+        ("dtype", None, ("None", "float")),
         ("dtype", jnp.float8_e4m3fn, ("float8_e4m3fn", "16 bits")),
         ("key", 0, ("int", "PRNG key")),
         ("key", None, ("NoneType", "PRNG key")),
@@ -234,6 +261,7 @@ def test_wrong_projection_size(value):
         ({"dropout": -0.1}, ("dropout", "-0.1", "0 <=")),
         ({"dropout": float("nan")}, ("dropout", "nan", "0 <=")),
         ({"dropout": "0.5"}, ("dropout", "'0.5'", "0 <=")),
+        ({"dropout": 0.5, "key": 3}, ("key", "int", "PRNG key")),
     ],
     ids=str,
 )
@@ -301,6 +329,8 @@ def test_dropout_wants_floating_point_numbers(drop):
         (("mask", "str", "array"), lambda k: lstm(LSTM, XS, mask="abc")),
         (("resets", "str", "array"), lambda k: lstm(LSTM, XS, resets="abc")),
         (("x", "list", "array"), lambda k: dropout(k, [1.0], 0.5)),
+        (("key", "int", "PRNG key"), lambda k: init_state({}, optax.sgd(0.1), 3)),
+        (("tx", "None", "optax transformation"), lambda k: init_state({}, None, k)),
         (("layer", "'lstm'", "function"), lambda k: stack("lstm", [LSTM], XS)),
         (("layer", "None", "function"), lambda k: bidirectional(None, None, XS)),
     ],

@@ -18,6 +18,7 @@ from lstmjax import (
     locked_dropout,
     lstm,
     parallel,
+    recurrent_noise,
     variational_dropout,
     weight_drop,
     word_dropout,
@@ -337,6 +338,21 @@ IDS, TABLE, CELL = np.ones((3, 2), np.int32), np.ones((5, 4), np.float32), probl
     [
         (lambda: locked_dropout(KEY, XS, 1.0), ("rate", "1.0", "0 <= rate < 1")),
         (lambda: locked_dropout(KEY, XS[0], 0.1), ("xs", "[2, 4]", "[T, B, F]")),
+        *(
+            (functools.partial(drop, key), ("key", got, expected))
+            for drop in (
+                lambda key: dropout(key, XS, 0.1),
+                lambda key: locked_dropout(key, XS, 0.1),
+                lambda key: embedding_dropout(key, TABLE, 0.1),
+                lambda key: word_dropout(key, IDS, 0.1, 1),
+                lambda key: weight_drop(key, CELL, 0.1),
+                lambda key: recurrent_noise(key, CELL, XS, zoneout_h=0.1),
+            )
+            for key, got, expected in (
+                (5, "int", "a PRNG key"),
+                (jax.random.split(KEY), "[2]", "a single key"),
+            )
+        ),
         (
             lambda: variational_dropout(KEY, XS, 0.1, share_batch=1),
             ("share_batch", "1", "True or False"),

@@ -125,6 +125,10 @@ STACK_ERRORS = [
      r"\['linear/w'\]: got an entry of no haiku LSTM layer"),
     ("tf1", {"rnn/lstm_cell": FULL, "dense": {"kernel": jnp.ones((5, 4))}},
      r"\['dense/kernel'\]: got an entry of no tf1 LSTM layer"),
+    # Their shapes are those of an LSTM.
+    ("tf1", {"rnn/basic_rnn_cell": FULL}, r"\['rnn/basic_rnn_cell/.*'\]: got an entry of no tf1"),
+    ("tf1", {"rnn/gru_cell/gates": FULL}, r"\['rnn/gru_cell/gates/.*'\]: got an entry of no tf1"),
+    ("haiku", {"mlp/linear": interop.dump("haiku", ONE[0])}, r"\['mlp/linear/.*no haiku"),
 ]  # fmt: skip
 
 

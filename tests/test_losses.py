@@ -72,6 +72,12 @@ def test_total_ignores_what_padding_holds(rng):
     np.testing.assert_allclose(gradient, [1 / 3, 0, 2 / 3, 0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_totals_of_16_bits_are_of_float32(dtype):
+    ones = jnp.ones(70_001, dtype)
+    assert [(a.dtype, float(a)) for a in losses.total(ones, ones)] == [(jnp.float32, 70_001)] * 2
+
+
 def test_mean_of_nothing_is_zero_and_has_a_finite_gradient():
     def loss(v):
         return losses.mean(losses.total(v, jnp.zeros(2)))

@@ -132,6 +132,20 @@ def test_clip_by_norm_of_zero_is_zero():
     np.testing.assert_array_equal(out["w"], np.zeros(3))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "clip", [optim.clip_by_norm(1.0), optim.clipped(optax.identity(), 1.0)], ids=["each", "all"]
+)
+def test_norms_of_16_bits_are_summed_in_float32(clip, dtype):
+    """300² is infinite in float16, and anything over infinity is 0."""
+    g = {"w": jnp.asarray([300.0, -400.0], dtype)}
+    got, _ = clip.update(g, clip.init(g))
+    assert got["w"].dtype == dtype
+    np.testing.assert_allclose(np.float32(got["w"]), [0.6, -0.8], rtol=jnp.finfo(dtype).eps)
+    step, _ = (adam := optim.clipped_adam(0.1)).update(g, adam.init(g))
+    np.testing.assert_allclose(np.float32(step["w"]), [-0.1, 0.1], rtol=jnp.finfo(dtype).eps)
+
+
 @pytest.mark.parametrize("make", [optim.clipped_adam, optim.tf_adam])
 def test_optimisers_keep_dtypes(make):
     tx = make(0.1)

@@ -248,6 +248,23 @@ def test_rows_of_length_zero_hand_their_state_on(name, x64):
     assert not any(np.any(g) for g in jax.tree.leaves((of_params, of_xs)))
 
 
+@pytest.mark.parametrize("method", ["fused", "scan", "unrolled"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_of_a_row_without_steps_is_never_read(name, method, values_and_gradients, x64):
+    layer, _, params, xs, state, weights = problem(name)
+    valid = np.arange(T)[:, None] < np.array([3, 0, T, 1])
+    of_row = np.array([0, 1, 0, 0], bool)[:, None]
+    bad, zeros = (
+        oracle.tree_map(lambda s, v=v: np.where(of_row, v, s), state) for v in (np.nan, 0)
+    )
+    masked = functools.partial(layer, mask=valid, method=method)
+    weights = oracle.tree_map(np.nan_to_num, weights)
+    (final, hs), gradients = values_and_gradients(masked, weights, params, xs, bad)
+    (want, of_hs), wanted = values_and_gradients(masked, weights, params, xs, zeros)
+    oracle.assert_close((hs, gradients), (of_hs, wanted), 1e-12)
+    oracle.assert_close(final, oracle.tree_map(lambda w: np.where(of_row, np.nan, w), want), 1e-12)
+
+
 def test_masks_lengths_and_resets_of_any_dtype(x64):
     layer, _, params, xs, state, _ = problem("rnn")
     lengths = np.array([3, 0, T, 1])

@@ -477,6 +477,29 @@ def test_the_average_by_hand(x64):
     assert int(state.count) == 8
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_the_average_of_16_bit_weights_goes_on_moving(dtype):
+    """0.999 is 1 in bfloat16: a mean of 16 bits would stand still at the first steps' one."""
+    tx = averaged(optax.sgd(1.0), 0.999)
+    params = jnp.zeros(2, dtype)
+
+    def step(both, t):
+        params, state = both
+        down = jnp.where(t % 400 < 200, -1, 1).astype(dtype)  # up to 200, which 8 bits hold
+        updates, state = tx.update(down * jnp.array([1, 0.5], dtype), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    (_, state), weights = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(3000))
+    assert state.mean.dtype == jnp.float32
+    mean = np.zeros(2)
+    for t, row in enumerate(np.float64(weights.astype(jnp.float32)), 1):
+        d = min(0.999, (t - 1) / t)
+        mean = d * mean + (1 - d) * row
+    assert np.abs(mean).min() > 1
+    np.testing.assert_allclose(state.mean, mean, rtol=1e-4)
+
+
 @pytest.mark.parametrize("decay", [1.0, -0.1])
 def test_a_decay_is_below_1(decay):
     with pytest.raises(ValueError, match=f"decay: got {decay}"):

@@ -265,6 +265,22 @@ def test_training_images_alone_are_moved(loads, order, side):
         assert got != plain.loss_fn(params, batch, key)[0]
 
 
+def test_images_are_moved_by_other_bits_than_layers_are_dropped_with(loads):
+    config = smnist.Config(order="rows", hidden_size=3, method="scan", dropout=0.4, shift=2)
+    digits, key = smnist.load(config), jax.random.key(5)
+    shifted = smnist.make_problem(config, digits)
+    plain = smnist.make_problem(dataclasses.replace(config, shift=0), digits)
+    with jax.numpy_dtype_promotion("standard"):
+        params = plain.init(jax.random.key(2))
+        batch = {**digits.splits["test"], "weight": np.ones(7, np.float32)}
+        square = batch["image"].astype(np.float32)
+        moved = batch | {"image": smnist.moved(jax.random.fold_in(key, 0), square, 2)}
+        got = shifted.loss_fn(params, batch, key)[0]
+        assert got != plain.loss_fn(params, moved, key)[0]
+        key = jax.random.fold_in(key, config.num_layers)
+        np.testing.assert_allclose(got, plain.loss_fn(params, moved, key)[0], rtol=1e-6)
+
+
 def test_every_task_has_a_hash_of_its_own(loads):
     found = {name: smnist.load(preset).sha256 for name, preset in smnist.PRESETS.items()}
     assert found["pixels"] == found.pop("pixels-refine")

@@ -172,6 +172,27 @@ def test_a_loss_without_its_count_is_told(key, loss):
         jax.vmap(step, (None, 0), None, axis_name="d")(state, {"x": jnp.ones((2, 3))})
 
 
+@pytest.mark.parametrize("way", list(WAYS))
+def test_a_device_without_examples_adds_nothing(way, key):
+    """Its mean is 0 / 0, and so is its gradient."""
+
+    def plain(params, batch, key):
+        error = jnp.sum(batch["weight"] * jnp.square(params * batch["x"] - batch["y"]))
+        count = jnp.sum(batch["weight"])
+        return error / count, {"loss": (error, count)}
+
+    half = B // 2
+    x, y = np.float32(np.random.default_rng(3).normal(size=(2, B)))
+    batch = {"x": x, "y": y, "weight": np.float32(np.arange(B) < half)}
+    wrap, axis_name = WAYS[way]
+    tx = optax.sgd(0.1)
+    step = wrap(make_train_step(plain, tx, axis_name=axis_name), 2)
+    new, metrics = step(init_state(jnp.float32(2), tx, key), jax.tree.map(jnp.asarray, batch))
+    want = 2 - 0.1 * np.mean((2 * (2 * x - y) * x)[:half])
+    np.testing.assert_allclose(new.params, want, rtol=1e-6)
+    assert metrics["loss"][1] == half
+
+
 def test_counts_may_be_beyond_float16(key):
     """65,504 is float16's largest number; the two devices count 120,000 and 40,000."""
 
@@ -217,6 +238,21 @@ def test_a_loss_that_is_not_finite_is_skipped_whatever_its_gradient_is(key):
     new, metrics = step(state, {"x": jnp.ones(3), "more": jnp.float32(2)})
     np.testing.assert_array_equal(new.params, np.zeros(3))
     assert metrics["skipped"] == (0, 1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_the_norm_of_a_gradient_of_16_bits_is_of_float32(dtype, key):
+    """300² is infinite in float16."""
+
+    def linear(params, batch, key):
+        loss = jnp.sum(params * batch)
+        return loss, {"loss": (loss, jnp.ones_like(loss))}
+
+    step = jax.jit(make_train_step(linear, optax.sgd(1.0), on_nan="skip"))
+    state = init_state(jnp.zeros(2, dtype), optax.sgd(1.0), key)
+    new, metrics = step(state, jnp.asarray([300.0, -400.0], dtype))
+    assert metrics["gradient"] == (500, 1) and metrics["skipped"] == (0, 1)
+    np.testing.assert_array_equal(np.float32(new.params), [-300, 400])
 
 
 def test_a_skipped_step_leaves_carry_and_momentum_as_they_are(key):

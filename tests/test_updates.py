@@ -193,6 +193,27 @@ def after(policy, k1, k2, norm="mean"):
     return state.params, carry
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_errors_of_16_bits_are_counted_in_float32(dtype):
+    """float16 ends at 65,504, and bfloat16 has no 72,000."""
+    steps, rows = 4, 18_000
+    params, carry, (batch, _) = given("rnn", steps)
+    wide = lambda a: jnp.broadcast_to(a[..., :1, :], (*a.shape[:-2], rows, a.shape[-1]))  # noqa: E731
+    carry, batch = jax.tree.map(wide, (carry, batch))
+    tx, found = optax.sgd(1.0), []
+    for kind in (dtype, jnp.float32):
+        own = jax.tree.map(lambda a, kind=kind: a.astype(kind), (params, carry, batch))
+        state = init_state(own[0], tx, jax.random.key(0))
+        (state, _), metrics = quick(make_update(loss_fn, rnn, tx, 2, 2))((state, own[1]), own[2])
+        assert [a.dtype for a in metrics["loss"]] == [jnp.float32] * 2
+        found.append(jax.tree.map(np.float32, (state.params.head, metrics["loss"])))
+    (head, loss), (wide_head, wide_loss) = found
+    assert loss[1] == wide_loss[1] == 72_000
+    np.testing.assert_allclose(loss[0], wide_loss[0], rtol=0.02)
+    for narrow, other in zip(head, wide_head, strict=True):
+        np.testing.assert_allclose(narrow, other, rtol=0.05, atol=0.05)
+
+
 def test_policies_meet_where_they_must(x64):
     oracle.assert_close(after("per_step", 1, 3), after("per_chunk", 1, 3), 1e-14)
     whole = after("per_chunk", 6, 6)

@@ -65,6 +65,20 @@ def test_runs_are_those_of_most_training_reviews(some, least, most, order):
     assert word_runs.numbers(codes, got).tolist() == want and np.max(want) == len(known)
 
 
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_known_runs_of_the_largest_vocabulary(some, order):
+    """The last words of as many as fit, in place of the first of 8."""
+    ids, offsets, _, rows = some
+    size = int((2**63 - 1) ** (1 / order)) - 1
+    last = np.where(ids >= 4, ids.astype(np.int64) + (size - 8), ids)
+    known = word_runs.known_runs(word_runs.run_codes(ids, offsets, 8, order), offsets, rows, 2, 9)
+    codes = word_runs.run_codes(last, offsets, size, order)
+    assert codes.max() > 0.9 * 2**63
+    got = word_runs.known_runs(codes, offsets, rows, 2, 9)
+    want = [tuple(word + (size - 8) for word in words_in(code, 8)) for code in known.tolist()]
+    assert [words_in(code, size) for code in got.tolist()] == want and len(want) > 5
+
+
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 1], [1, 2]])
 def test_runs_of_reviews_that_are_too_short(lengths):
     ids, offsets = np.full(sum(lengths), 5, np.int32), np.concatenate([[0], np.cumsum(lengths)])

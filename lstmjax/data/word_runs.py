@@ -53,11 +53,15 @@ def known_runs(
     """
     counted = np.zeros(len(offsets) - 1, bool)
     counted[rows] = True
-    review = review_of(offsets)[:, None]
+    review = np.broadcast_to(review_of(offsets)[:, None], codes.shape)
     counted = (codes >= 0) & counted[review]
-    # Once for each review.
-    each = np.unique((codes * (len(offsets) - 1) + review)[counted])
-    found, count = np.unique(each // (len(offsets) - 1), return_counts=True)
+    codes, review = codes[counted], review[counted]
+    # Equal codes side by side, those of one review too: each counts once for a review.
+    order = np.argsort(codes, kind="stable")
+    codes, review = codes[order], review[order]
+    first = np.ones(len(codes), bool)
+    first[1:] = (codes[1:] != codes[:-1]) | (review[1:] != review[:-1])
+    found, count = np.unique(codes[first], return_counts=True)
     found, count = found[count >= min_count], count[count >= min_count]
     return np.sort(found[np.argsort(-count, kind="stable")[:at_most]])
 
