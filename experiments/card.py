@@ -37,7 +37,7 @@ CARD, RELEASE = "MODEL_CARD.md", "release.json"
 FORMAT = 1  # of release.json
 MOST_BYTES = 2**33
 # Settings that a record shows without the machine's own, and one that --resume may change.
-FOLDERS = {"out", "resume", "pretrained", "on_nan"}
+FOLDERS = {"out", "resume", "pretrained", "teacher", "on_nan"}
 
 
 @dataclasses.dataclass(frozen=True)

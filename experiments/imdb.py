@@ -179,6 +179,11 @@ def check(config: Config) -> None:
     lanes.check(config, validation=config.validation_size > 0)
 
 
+def check_batch(config: Config, size: int) -> None:
+    fits = config.batch_size <= size or not config.drop_remainder
+    cli.check(config, "batch_size", fits, f"at most {size}, the training reviews")
+
+
 def make_model(config: Config) -> SequenceModel:
     return SequenceModel(
         cell=config.cell,
@@ -334,9 +339,7 @@ def run(config: Config) -> None:
     if lanes.asked_for(config):
         return run_lanes(config)
     dataset = load(config)
-    size = len(dataset.splits["train"]["label"])
-    fits = config.batch_size <= size or not config.drop_remainder
-    cli.check(config, "batch_size", fits, f"at most {size}, the training reviews")
+    check_batch(config, len(dataset.splits["train"]["label"]))
     print(f"training on {dataset.title}, sha256 {dataset.sha256[:12]}")
     devices = parallel.use_devices(config.devices)
     clock = train.Clock()
@@ -387,6 +390,7 @@ def load_lanes(config: Config) -> tuple[dict[str, Split], Dataset]:
         kept, held = (part["label"][: config.limit] for part in parts)
         return {"train": kept, "validation": held}
 
+    check_batch(config, len(rows(config.seed)["train"]))  # before the work of every seed
     splits = {"train": Split(data, lambda seed: rows(seed)["train"]), "test": Split.whole(test)}
     if config.validation_size:
         splits["validation"] = Split(data, lambda seed: rows(seed)["validation"])

@@ -293,3 +293,9 @@ PROGRAMS = {
     "mnist-tf1": partial(learn_digits, as_published=True),
     "mnist-corrected": partial(learn_digits, as_published=False),
 }
+
+
+if __name__ == "__main__":
+    import peers
+
+    peers.no_script(__file__)

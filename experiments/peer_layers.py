@@ -41,7 +41,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from peer_workers import FRAMEWORKS
+from peer_workers import FRAMEWORKS, STARTED
 
 import lstmjax
 from lstmjax import cli, interop, onednn, timings
@@ -194,7 +194,7 @@ class Worker:
             variables["GLIBC_TUNABLES"] = KEPT
         self.errors = tempfile.TemporaryFile("w+", errors="replace")
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("peer_workers.py"))],
+            [sys.executable, str(Path(__file__).with_name("peer_workers.py")), STARTED],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             text=True, encoding="utf-8", env=variables,
         )  # fmt: skip
@@ -405,3 +405,9 @@ def finish(folder: Run, metrics: Mapping[str, Any], spent: Mapping[str, float]) 
 
 def main() -> None:
     run(cli.parse(Config, argv=sys.argv[2:], description=__doc__))
+
+
+if __name__ == "__main__":
+    import peers
+
+    peers.no_script(__file__)

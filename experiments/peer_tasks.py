@@ -64,3 +64,9 @@ def score_epochs(
                 metrics.setdefault(f"{split}_{name}_epochs", []).append(value)
         print(f"epoch {epoch}: " + ", ".join(f"{s} {m['accuracy']:.4f}" for s, m in scores.items()))
     return metrics
+
+
+if __name__ == "__main__":
+    import peers
+
+    peers.no_script(__file__)

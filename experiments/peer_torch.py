@@ -11,6 +11,11 @@ other frameworks, and are left as PyTorch has them or cannot be had otherwise:
   updates. It shows where gradients are tiny.
 """
 
+if __name__ == "__main__":  # before PyTorch is imported, which may be missing
+    import peers
+
+    peers.no_script(__file__)
+
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator

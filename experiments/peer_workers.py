@@ -17,6 +17,8 @@ import numpy as np
 
 from lstmjax import timings
 
+STARTED = "by-peer-layers"  # the argument of a process that somebody asks
+
 
 class Problem(NamedTuple):
     """What a layer is built from.
@@ -339,4 +341,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] != [STARTED]:
+        import peers
+
+        peers.no_script(__file__)
     main()

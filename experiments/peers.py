@@ -22,7 +22,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 
@@ -129,6 +129,11 @@ def leave(record: dict[str, Any], target: Path | None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_file(target, to_json(record))
         print(f"record in {target}")
+
+
+def no_script(file: str) -> NoReturn:
+    """What a part of this says when it is started by itself."""
+    sys.exit(f"error: {Path(file).name} is a part of peers.py: python experiments/peers.py --help")
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def run(config: Config) -> None:
     cli.check_counts(config, "most", "batch_size")
     cli.check_counts(config, "seed", least=0)
     most = config.most or (8 if config.quick else 64)
-    devices, clock = parallel.use_devices(most), train.Clock()
+    devices, clock = parallel.use_devices(most, "most"), train.Clock()
     rng, steps = np.random.default_rng(config.seed), 80 if not config.quick else 7
     words = make_model(config.quick).vocabulary_size
     data = {

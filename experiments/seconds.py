@@ -76,6 +76,7 @@ def check(config: Config) -> list[str]:
     asked = config.frameworks.split(",")
     fits = "lstmjax" in asked and set(asked) <= set(NEEDED)
     cli.check(config, "frameworks", fits, f"lstmjax and some of {', '.join(list(NEEDED)[1:])}")
+    cli.check(config, "frameworks", len(set(asked)) == len(asked), "no framework twice")
     chosen = [name for name in NEEDED if name in asked]
     for package in (package for name in chosen for package in NEEDED[name]):
         there = importlib.util.find_spec(package) is not None

@@ -167,8 +167,8 @@ def whole_reviews_text(experiment: str, settings: Any) -> cards.Text:
         (settings.unlabelled, "It has learned from reviews without labels, too."),
         (
             settings.teacher is not None,
-            "Those had the labels that an earlier run gave them, where it was sure of them: "
-            f"params_sha256 {settings.teacher_sha256}.",
+            "Those had the labels that an earlier run gave them with a probability of at least "
+            f"{settings.confidence:g}: params_sha256 {settings.teacher_sha256}.",
         ),
         (
             settings.pretrained is not None,

@@ -160,12 +160,13 @@ class Checkpoints:
         Raises:
           RunError: there are checkpoints and every one of them is damaged.
         """
-        damaged = []
-        for step in reversed(self.steps()):
+        damaged, steps = [], self.steps()
+        for step in reversed(steps):
             try:
                 arrays, said = self.read(step)
             except Damaged as error:
-                print(f"warning: {error}; the one before it is used", file=sys.stderr)
+                before = "; the one before it is used" if step > steps[0] else ""
+                print(f"warning: {error}{before}", file=sys.stderr)
                 damaged.append(step)
                 continue
             self._set_aside(damaged)
@@ -328,6 +329,8 @@ def read_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
             raise ValueError("it is no plain file")  # a pipe or a device may never end
+        if Path(path).is_file():
+            open(path, "rb").close()  # safetensors calls a file that may not be read a missing one
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         text = getattr(error, "strerror", None) or " ".join(str(error).split())

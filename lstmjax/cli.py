@@ -83,7 +83,7 @@ def parse(
 
     argv = list(sys.argv[1:] if argv is None else argv)
     _fields.clear()
-    _fields.update(field.name for field in dataclasses.fields(config_class))
+    _fields.update(f.name for f in dataclasses.fields(config_class) if not _is_positional(f.type))
     folder = _value(argv, "resume") if "resume" in _fields else None
     if folder is not None:
         before = stored_config(config_class, folder, "resume")
@@ -169,21 +169,31 @@ def _check_resumed(config: Any, before: Any, folder: str) -> None:
             _fail(f"{flag}: got {given}, expected {was} as in {folder}, or --resume without it", 2)
 
 
+def _is_positional(hint: Any) -> bool:
+    """Whether an argument is no flag: nothing else is annotated here."""
+    return typing.get_origin(hint) is typing.Annotated
+
+
 def _explain(config_class: type, argv: Sequence[str]) -> str | None:
     """The first argument that does not fit the dataclass, in one line; None where all seem to."""
     hints = typing.get_type_hints(config_class, include_extras=True)
+    flags = {n.replace("_", "-"): hint for n, hint in hints.items() if not _is_positional(hint)}
     # Positional arguments and flags of several values are left to tyro.
-    one_each = not {typing.Annotated, tuple, list} & {typing.get_origin(h) for h in hints.values()}
-    flags = {name.replace("_", "-"): hint for name, hint in hints.items()}
+    positional = len(flags) < len(hints)
+    one_each = not positional and not {tuple, list} & set(map(typing.get_origin, hints.values()))
+    aside = "; what is no flag but begins with - goes last, after --" if positional else ""
     rest = list(argv)
     while rest:
         argument = rest.pop(0)
+        if argument == "--" and positional:  # no flag follows
+            late = next((a for a in rest if a[:2] == "--" and _flag(a) in flags), None)
+            return late and f"got {late!r} after --, expected flags before it"
         flag, equals, value = argument.removeprefix("--").partition("=")
-        name = flag.replace("_", "-")
+        name = _flag(argument)
         switch = name if flags.get(name) is bool else name.removeprefix("no-")
         if not argument.startswith("--"):
             if argument.startswith("-") and argument != "-h":
-                return f"{argument}: no such flag, see --help"
+                return f"{argument}: no such flag, see --help{aside}"
             if one_each:
                 return f"got {argument!r}, expected a flag, see --help"
             continue
@@ -193,7 +203,7 @@ def _explain(config_class: type, argv: Sequence[str]) -> str | None:
                 return f"--{switch}: got {stray!r}, expected --{switch} or --no-{switch} alone"
             continue
         if name not in flags:
-            return f"--{flag}: no such flag, {_suggestion(name, flags)}"
+            return f"--{flag}: no such flag, {_suggestion(name, flags) or f'see --help{aside}'}"
         kinds = _kinds(flags[name])
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -204,13 +214,18 @@ def _explain(config_class: type, argv: Sequence[str]) -> str | None:
     return None
 
 
+def _flag(argument: str) -> str:
+    """The name in `--name`, `--name=value`, with hyphens."""
+    return argument.removeprefix("--").partition("=")[0].replace("_", "-")
+
+
 def _suggestion(name: str, flags: Mapping[str, Any]) -> str:
-    """The flag that looks most like a misspelt one."""
+    """The flag that looks most like a misspelt one; "" where none does."""
     known = list(flags)
     if name.startswith("no-"):
         known += [f"no-{flag}" for flag, hint in flags.items() if hint is bool]
     close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean --{close[0]}?" if close else "see --help"
+    return f"did you mean --{close[0]}?" if close else ""
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -87,12 +88,14 @@ class Keeper:
 
         Raises:
           ValueError: ``save_every`` or ``keep`` cannot be used.
-          RunError: the folder cannot be used.
+          RunError: the folder cannot be used, or its checkpoints have gone.
         """
         self.epoch, self.piece = 1, 0
         self._folder, self._parts, self._pack = folder, dict(parts), pack
         self._every, self._unit = save_every(config.save_every)
         self._resume, self._on_nan = config.resume, config.on_nan
+        if config.resume is not None and distributed.is_main():
+            _check_saved(folder.path)  # before the folder of checkpoints is made
         self._checkpoints = distributed.open_checkpoints(folder, config.keep)
         self._plans: Sequence[Mapping[str, np.ndarray]] = ()
         self._best = -math.inf
@@ -107,7 +110,8 @@ class Keeper:
     def restored(self, state: Any) -> Any:
         """The state to start from: the one given, or that of the run that is taken up again.
 
-        The parts get back what they held then, and the run's files end where they ended then.
+        The parts get back what they held then, and the run's files end where they ended then. Where
+        a run was ended before its first checkpoint, what it had logged stays under another name.
 
         Args:
           state: the state before the first step, a pytree of arrays.
@@ -119,7 +123,9 @@ class Keeper:
             return state
         found = distributed.from_main(self._checkpoints.latest())
         if found is None:
-            self._say(f"{self._folder.path} has no checkpoint yet: from the beginning")
+            aside = _log_aside(self._folder.path) if distributed.is_main() else None
+            kept = f"; what was logged is in {aside}" if aside else ""
+            self._say(f"{self._folder.path} has no checkpoint yet: from the beginning{kept}")
             self._folder.restore({})
             return state
         step, arrays, progress = found
@@ -327,6 +333,40 @@ class Keeper:
         for number, before in self._before.items():
             signal.signal(number, before)
         self._before = {}
+
+
+# ---- the log ------------------------------------------------------------------------------------
+
+
+def _logged(path: Path) -> bool:
+    """Whether a run's folder holds lines of steps."""
+    log = path / "metrics.jsonl"
+    return log.exists() and log.stat().st_size > 0
+
+
+def _check_saved(path: Path) -> None:
+    """Raises RunError for a run that has logged steps, and lost the folder of its checkpoints.
+
+    The folder is made before the first step: a run without a checkpoint has it, an empty one.
+    """
+    if _logged(path) and not (path / "checkpoints").exists():
+        what = "has gone, and metrics.jsonl holds steps of this run: put it back, or start anew"
+        raise RunError(f"--resume: {path}/checkpoints {what}")
+
+
+def _log_aside(path: Path) -> str | None:
+    """Gives the log of a run that begins anew another name, and returns that; None without one."""
+    if not _logged(path):
+        return None
+    aside, number = path / "metrics-before.jsonl", 1
+    while aside.exists():
+        number += 1
+        aside = path / f"metrics-before-{number}.jsonl"
+    try:
+        os.rename(path / "metrics.jsonl", aside)
+    except OSError as error:
+        raise RunError(f"cannot rename {error.filename}: {error.strerror}") from error
+    return aside.name
 
 
 # ---- parts and states ---------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from lstmjax.records import RunError
 SWEPT = {"lr": "learning_rate", "clip_norm": "clip_norm"}
 # What makes no sense, or is not there, for many runs at once.
 _ALONE = ("live", "diagnose", "distributed")
+MOST = 1_000  # seeds in one program: each has its state in memory, and its file of weights
 
 
 # ---- which lanes there are ----------------------------------------------------------------------
@@ -95,6 +96,7 @@ def check(config: Any, *, validation: bool = True) -> None:
     cli.check_counts(config, "seeds")
     last = config.seed + config.seeds - 1
     cli.check(config, "seeds", last < 2**31, f"seeds below {2**31}")
+    cli.check(config, "seeds", config.seeds <= MOST, f"at most {MOST} in one program")
     parse_sweep(config.sweep)
     if not asked_for(config):
         return

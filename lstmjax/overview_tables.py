@@ -18,9 +18,6 @@ SHORT = ("row", "seeds", "test, ± 95 %", "published", "train s", "record")
 NONE = "–"
 _FLAGS = ("--seed", "--seeds", "--out")  # which do not make another program
 
-# What a run's accuracy on validation is called, the one that it was chosen by first.
-_VALIDATION = ("best_validation_accuracy", "validation_accuracy")
-
 
 def section(groups: Sequence[Any], long_lag: Sequence[Any]) -> list[str]:
     """The table of all rows.
@@ -34,10 +31,10 @@ def section(groups: Sequence[Any], long_lag: Sequence[Any]) -> list[str]:
     """
     lines = [
         "## all rows", "",
-        "Test: mean ± 95 % interval over the seeds (Student's t), of the metric that the row's own "
-        "section names first. Whatever was chosen was chosen on validation, and the test split was "
-        "scored once by each run, all of it, but where a row repeats a source that does otherwise; "
-        "what a row's notes say of earlier runs was tested, too. Training "
+        "Test and validation: mean ± 95 % interval over the seeds (Student's t), of the metric "
+        "that the row's own section names first. Whatever was chosen was chosen on validation, and "
+        "the test split was scored once by each run, all of it, but where a row repeats a source "
+        "that does otherwise; what a row's notes say of earlier runs was tested, too. Training "
         "seconds are those of one seed; rows with “at once” share one program. “–”: there is none, "
         "or the record is older than the column.", "",
         _line(HEAD), _line(["---"] * len(HEAD)),
@@ -72,7 +69,8 @@ def found(groups: Sequence[Any], long_lag: Sequence[Any]) -> Iterator[dict[str, 
 def _program(group: Any) -> dict[str, str]:
     spec, records = ROWS[group.row], group.records
     key, metric, form = spec.metrics[0]
-    validation = next((values for n in _VALIDATION if (values := _numbers(group.values(n)))), [])
+    held_out = [_validation(record["metrics"], key) for record in records]
+    validation = _numbers(value for value in held_out if value is not None)
     together = records[0].get("together")
     link = f"[{group.row}](BENCHMARKS.md#{_anchor(group.row, spec.title)})"
     return {
@@ -115,6 +113,17 @@ def _task(group: Any) -> Iterator[dict[str, str]]:
             "device": str(record["environment"].get("device", NONE)),
             "records": _files(group.files),
         }
+
+
+def _validation(metrics: Mapping[str, Any], key: str) -> Any:
+    """A run's own metric ``key``, on validation: of the epoch that was chosen, where one was."""
+    name = key.removeprefix("test_")
+    if name == key:
+        return None
+    plain, best, epoch = f"validation_{name}", f"best_validation_{name}", metrics.get("best_epoch")
+    if best not in metrics and isinstance(epoch, int) and f"{plain}_epochs" in metrics:
+        return metrics[f"{plain}_epochs"][epoch - 1]
+    return metrics.get(best, metrics.get(plain))
 
 
 def _numbers(values: Iterable[Any]) -> list[float]:

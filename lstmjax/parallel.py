@@ -30,12 +30,13 @@ SPLIT = P(AXIS)  # split along the first axis
 BATCHES = P(None, AXIS)  # [K, B]: every batch is split
 
 
-def use_devices(count: int | None = None) -> list[jax.Device]:
+def use_devices(count: int | None = None, name: str = "devices") -> list[jax.Device]:
     """Chooses the devices of this run, the same number in each of its processes.
 
     Args:
       count: how many, in all processes together; None for all: every accelerator, or on a CPU every
         core that a process may use.
+      name: what errors call ``count``.
 
     Returns:
       The devices, those of the first process first.
@@ -46,11 +47,11 @@ def use_devices(count: int | None = None) -> list[jax.Device]:
     """
     share = None
     if count is not None:
-        checks.positive_int("devices", count)
+        checks.positive_int(name, count)
         share, rest = divmod(count, processes())
         if rest:
             expected = f"a multiple of {processes()}, the number of processes"
-            raise ValueError(f"devices: got {count}, expected {expected}")
+            raise ValueError(f"{name}: got {count}, expected {expected}")
     try:
         # Says how many devices a CPU is taken for; JAX hears it only before its first array.
         jax.config.update("jax_num_cpu_devices", min(share or _cores(), MAX_CPU_DEVICES))
@@ -65,7 +66,7 @@ def use_devices(count: int | None = None) -> list[jax.Device]:
     if share is not None and share > fewest:
         where = "on this machine" if processes() == 1 else f"in {processes()} processes"
         most = fewest * processes()
-        raise ValueError(f"devices: got {count}, expected at most {most} {where}")
+        raise ValueError(f"{name}: got {count}, expected at most {most} {where}")
     return [devices[place] for places in own for place in places[:share]]
 
 

@@ -234,7 +234,7 @@ def _compiled_by_hand(by_hand, params, state, xs, arrays, traced, reverse, unrol
     def run(state):
         return by_hand(params, state, xs, **arrays, **traced, reverse=reverse, unroll=unroll)
 
-    return _kept_where_unread(run, state, arrays["mask"])
+    return _kept_where_unread(run, state, arrays)
 
 
 @partial(jax.jit, static_argnums=(0, 6, 7, 8, 9), inline=True)
@@ -252,17 +252,18 @@ def _compiled(step, params, state, xs, arrays, traced, static, reverse, method, 
         options = {"reverse": reverse, "method": method, "unroll": unroll}
         return recur(narrow_step, state, xs, **arrays, **options)
 
-    return _kept_where_unread(run, state, arrays["mask"])
+    return _kept_where_unread(run, state, arrays)
 
 
-def _kept_where_unread(run: Callable, state: Any, valid: jax.Array | None) -> tuple[Any, jax.Array]:
+def _kept_where_unread(run: Callable, state: Any, arrays: dict) -> tuple[Any, jax.Array]:
     """``run(state)``, where rows without a valid step keep their state, which may be NaN.
 
-    A step on it would be selected away, and its gradient still be NaN.
+    A step on it would be selected away, and its gradient still be NaN. (A truncation also cuts what
+    is held, step by step: nothing is led past it.)
     """
-    if valid is None:
+    if arrays["mask"] is None or "truncation" in arrays:
         return run(state)
-    read = jnp.any(valid, axis=0)
+    read = jnp.any(arrays["mask"], axis=0)
     final, hs = run(_select(read, state, jax.tree.map(jnp.zeros_like, state)))
     return _select(read, final, state), hs
 

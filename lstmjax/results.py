@@ -18,6 +18,7 @@ import tyro
 from lstmjax import cli, overview_tables
 from lstmjax.compare import Compare, compare
 from lstmjax.records import RunError, write_file
+from lstmjax.rows import ROWS
 from lstmjax.seeds import seeds_of
 from lstmjax.tables import benchmarks, load, load_groups, load_parity, load_timed, readme_table
 from lstmjax.verify import Verify, verify
@@ -35,9 +36,10 @@ class Collect:
     into: Path = Path("experiments/results")
     """the folder of records"""
     name: str | None = None
-    """<experiment>-<name>-seed<seed>.json; by default the record's row, or its preset"""
+    """<experiment>-<name>-seed<seed>.json; by default the record's row; of a record of no row its
+    preset, and no-row where that would be a row's name"""
     replace: bool = False
-    """overwrite records of the same name"""
+    """overwrite records of the same name; that of a row only by another one of that row"""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,11 @@ def collect(options: Collect) -> list[Path]:
         target = options.into / f"{_record_name(load(path), options.name)}.json"
         if target in copies:
             raise RunError(f"{run}: another of these runs is to be {target} too")
-        if target.exists() and not options.replace:
-            raise RunError(f"{target} exists: --replace overwrites it, --name gives another name")
+        if target.exists():
+            if not options.replace:
+                other = "--replace overwrites it, --name gives another name"
+                raise RunError(f"{target} exists: {other}")
+            _check_replaced(run, target)
         copies[target] = path.read_bytes()
     options.into.mkdir(parents=True, exist_ok=True)
     for target, data in copies.items():
@@ -74,10 +79,26 @@ def collect(options: Collect) -> list[Path]:
     return list(copies)
 
 
+def _check_replaced(run: Path, target: Path) -> None:
+    """Raises RunError where a row's record would give way to one that is not of that row."""
+    try:
+        before = _row_of(load(target))
+    except RunError:  # what is no record is no loss
+        return
+    now = _row_of(load(run / "record.json"))
+    if before not in (None, now):
+        raise RunError(f"{run}: got a run of {now or 'no row'}, expected one of {before}: {target}")
+
+
+def _row_of(record: Mapping[str, Any]) -> str | None:
+    return record.get("peer", record).get("row")
+
+
 def _record_name(record: Mapping[str, Any], name: str | None) -> str:
     """`imdb-tf2-gru-seed0`: experiment and name, else the row, else experiment and preset.
 
-    A record of several seeds is called `imdb-tf2-gru-seeds0-7`.
+    A record of several seeds is called `imdb-tf2-gru-seeds0-7`, one of no row whose experiment and
+    preset are a row's name `imdb-tf2-no-row-seed0`.
     """
     experiment = record["experiment"]
     preset = record.get("config", {}).get("preset")
@@ -87,6 +108,7 @@ def _record_name(record: Mapping[str, Any], name: str | None) -> str:
         parts = [record["row"]]
     else:
         parts = [experiment, *([name or preset] if name or preset else [])]
+        parts += ["no-row"] if name is None and "-".join(parts) in ROWS else []
     seeds = seeds_of(record)
     parts.append(f"seed{seeds[0]}" if len(seeds) == 1 else f"seeds{seeds[0]}-{seeds[-1]}")
     text = "-".join(parts)
@@ -95,6 +117,7 @@ def _record_name(record: Mapping[str, Any], name: str | None) -> str:
 
 def table(options: Table) -> None:
     """Writes both files, or compares them (`--check`)."""
+    _check_records(options.results)
     groups = load_groups(options.results)
     for group in groups:
         if len(group.records) < 3:
@@ -118,6 +141,16 @@ def table(options: Table) -> None:
                 f"{path} is not what the records say: run the table command without --check"
             )
         write_file(path, text.encode())
+
+
+def _check_records(folder: Path) -> None:
+    """Raises RunError for a folder without a record: its tables would be empty ones."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise RunError(f"cannot read {folder}: {error.strerror}") from error
+    if not any(name.endswith(".json") for name in names):
+        raise RunError(f"{folder}: got no record, expected a folder of records")
 
 
 def _between(path: Path, text: str, markers: tuple[str, str], content: str) -> str:

@@ -296,7 +296,7 @@ def _provenance(group: Group) -> list[str]:
         ", ".join(f"{name} {e[name]}" for name in _VERSIONS if e.get(name)) for e in environments
     )
     commits = _distinct(_commit(e) for e in environments)
-    kinds = " and ".join(_distinct(e["processor"] for e in environments if e.get("processor")))
+    kinds = _processors(environments)
     hashes = _distinct((r["dataset"].get("sha256") or "–")[:12] for r in group.records)
     seeds = ", ".join(str(seed) for record in group.records for seed in seeds_of(record))
     if group.label != group.name:
@@ -308,6 +308,13 @@ def _provenance(group: Group) -> list[str]:
         f"commit {' and '.join(commits)}; data sha256 {' and '.join(hashes)}",
         f"  - records: {', '.join(f'`{file}`' for file in _distinct(group.files))}",
     ]
+
+
+def _processors(environments: Sequence[Mapping[str, Any]]) -> str:
+    """Which kinds of processor there were, and in how many records, where some do not say."""
+    said = [e["processor"] for e in environments if e.get("processor")]
+    some = f"said in {len(said)} of {len(environments)} records: "
+    return some * (0 < len(said) < len(environments)) + " and ".join(_distinct(said))
 
 
 def readme_table(groups: Sequence[Group]) -> str:

@@ -141,11 +141,12 @@ def speedups(cells: Sequence[Cell]) -> dict[str, list[float]]:
 
 
 def recommendation(cells: Sequence[Cell]) -> str:
-    """What to use on this machine, in two sentences: the fastest method, and whether to unroll.
+    """What to use on this machine, in a few sentences: the fastest method, and whether to unroll.
 
     A method is recommended where it ran at every size and is, in the geometric mean over them, the
     fastest and at least 1.05 times as fast as scan, forward and backward. Unrolling is held against
-    the recommended method: whether at any size the time it takes to compile is won back.
+    scan and against the recommended method: whether at any size the time it takes to compile is
+    won back.
     """
     sizes = len({cell.size for cell in cells})
     means = {m: geometric_mean(s) for m, s in speedups(cells).items() if len(s) == sizes}
@@ -164,25 +165,32 @@ def recommendation(cells: Sequence[Cell]) -> str:
 
 
 def _on_unrolling(cells: Sequence[Cell], best: str) -> str:
-    """Whether writing steps out wins back its compile time against the method ``best``."""
+    """Whether writing steps out wins back its compile time: against scan, and against ``best``."""
     itself = best.startswith(_WRITTEN_OUT)
-    names, base = ((best,), "scan") if itself else (_WRITTEN_OUT, best)
-    tried = [cell for cell in cells if cell.method.startswith(names)]
+    tried = [cell for cell in cells if cell.method.startswith((best,) if itself else _WRITTEN_OUT)]
     if not tried:
         return "Unrolling was not tried."
-    paid = {c: pays_after(c.backward, at(cells, c.size, base).backward) for c in tried}
-    paid = {cell: wait for cell, wait in paid.items() if math.isfinite(wait)}
     sizes = {cell.size for cell in tried}
     skipped = {cell.size for cell in tried if cell.backward is None}
-    places = f"{len({cell.size for cell in paid})} of {len(sizes)} sizes"
     but = f" (unrolled not run at {len(skipped)} of {len(sizes)} sizes: too long to compile)"
+    bases = ["scan"] if itself or best == "scan" else ["scan", best]
+    text = "; ".join(f"against {base} {_paid(cells, tried, base)}" for base in bases)
+    return f"Unrolling{but * bool(skipped)}: {text}."
+
+
+def _paid(cells: Sequence[Cell], tried: Sequence[Cell], base: str) -> str:
+    """At how many sizes one of the cells ``tried`` is won back against ``base``, where first."""
+    paid = {c: pays_after(c.backward, at(cells, c.size, base).backward) for c in tried}
+    paid = {cell: wait for cell, wait in paid.items() if math.isfinite(wait)}
     if not paid:
-        return f"Unrolling never paid{but * bool(skipped)}."
+        return "it never paid"
+    sizes = {cell.size for cell in tried}
     soonest = min(paid, key=paid.get)
+    wait = paid[soonest]
     return (
-        f"Unrolling paid against {base} at {places}{but * bool(skipped)}, soonest "
-        f"{soonest.method} at T = {soonest.steps}, H = {soonest.hidden_size}: after "
-        f"{_count(paid[soonest])} training steps."
+        f"it paid at {len({cell.size for cell in paid})} of {len(sizes)} sizes, soonest "
+        f"{soonest.method} at T = {soonest.steps}, H = {soonest.hidden_size}, after "
+        f"{_count(wait)} training step{'s' * (wait != 1)}"
     )
 
 

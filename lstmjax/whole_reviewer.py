@@ -36,7 +36,8 @@ class Predict:
     """What can be asked of a run of experiments/reviews.py on the command line."""
 
     text: tyro.conf.Positional[str] = ""
-    """The review, in quotes; - reads it from standard input."""
+    """The review, in quotes; - reads it from standard input. One that begins with - goes last,
+    after --."""
     run: str | None = None
     """Folder of a finished run; the newest one under runs/ when not given."""
 

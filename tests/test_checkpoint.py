@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lstmjax import checkpoint
 from lstmjax.checkpoint import load_params, save_params
 from lstmjax.records import RunError
 
@@ -88,3 +89,20 @@ def test_files_that_cannot_be_read_are_one_line(params, tmp_path, damage):
     with pytest.raises(RunError, match="cannot read the weights in .*p.safetensors") as error:
         load_params(path, params)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(params, tmp_path, monkeypatch):
+    path = tmp_path / "p.safetensors"
+    save_params(path, params)
+
+    def refusing(file, *mode):  # root may read everything
+        raise PermissionError(13, "Permission denied", str(file))
+
+    def no_such_file(file):  # what safetensors says of such a file
+        raise FileNotFoundError(f'No such file or directory: "{file}"')
+
+    monkeypatch.setattr("builtins.open", refusing)
+    monkeypatch.setattr(checkpoint, "load_file", no_such_file)
+    with pytest.raises(RunError) as error:
+        checkpoint.read_arrays(path)
+    assert str(error.value) == f"cannot read the weights in {path}: Permission denied"

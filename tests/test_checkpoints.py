@@ -174,7 +174,13 @@ def test_all_of_them_damaged_is_an_error(folder, capfd):
         (folder / str(step) / "said" / "metadata").write_text("{")
     with pytest.raises(RunError, match=r"checkpoints: all 3 checkpoints are damaged"):
         Checkpoints(folder).latest()
-    assert capfd.readouterr().err.count("warning:") == 3
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(" (")[0] for line in lines] == [
+        f"warning: the checkpoint {folder}/{step} is damaged" for step in (40, 30, 10)
+    ]
+    # There is none before the first one.
+    assert [line.endswith("; the one before it is used") for line in lines] == [True, True, False]
+    assert lines[2].endswith("(said/metadata is not as it was written)")
     assert Checkpoints(folder).steps() == [10, 30, 40]  # nothing was moved
 
 

@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import pytest
 import tyro
 
 import lstmjax
-from lstmjax import cli
+from lstmjax import cli, reviewer
 from lstmjax.data.dataset import DataError
 from lstmjax.records import RunError
 
@@ -127,6 +128,47 @@ def test_positional_arguments_are_left_to_tyro(capsys):
         assert stop.value.code == 2 and err.startswith("error: ") and err.count("\n") == 1
         assert not set("╭│─╰") & set(err)
         assert ("text" if not argv else "b") in err
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    text: tyro.conf.Positional[str] = ""
+    run: str | None = None
+
+
+@pytest.mark.parametrize(
+    "text", ["--bad movie", "-10 out of 10", "--run", "--help", "--so_so", "-"]
+)
+def test_after_two_hyphens_nothing_is_a_flag(text):
+    assert cli.parse(Asked, argv=["--run", "r1", "--", text]) == Asked(text, "r1")
+
+
+ASIDE = "; what is no flag but begins with - goes last, after --"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--bad movie", "--run", "r1"], f"--bad movie: no such flag, see --help{ASIDE}"),
+        (["-bad", "--run", "r1"], f"-bad: no such flag, see --help{ASIDE}"),
+        (["--", "-10 out of 10", "--run", "r1"], "got '--run' after --, expected flags before it"),
+        (["--", "so", "--run=r1"], "got '--run=r1' after --, expected flags before it"),
+        (["--rum", "r1"], "--rum: no such flag, did you mean --run?"),
+        (["--text", "good"], f"--text: no such flag, see --help{ASIDE}"),
+    ],
+)
+def test_texts_that_look_like_flags_get_one_line(argv, expected, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(Asked, argv=argv)
+    assert (stop.value.code, capsys.readouterr().err) == (2, f"error: {expected}\n")
+
+
+def test_what_stands_without_a_flag_is_not_called_one(capsys):
+    cli.parse(Asked, argv=[])
+    settings = SimpleNamespace(max_length=5, truncating="pre")
+    with pytest.raises(SystemExit):
+        cli.main(lambda: reviewer.probability(SimpleNamespace(settings=settings), ["?!"]))
+    assert capsys.readouterr().err == "error: text: got no word, expected a review\n"
 
 
 def test_checks_of_values():

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,24 @@ def test_predicted_efficiency_is_that_of_a_ring():
     fabric = experiment.Fabric(4, "", latency=(0, 500_000), bandwidth=(2, 1))
     work = experiment.Work("", bytes=2_000_000_000, step=(3500, 7000))
     assert experiment.efficiency(fabric, work) == pytest.approx((3.5 / 7, 7 / 8.5))
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("--most 1000000", "--most: got 1000000, expected at most "),
+        ("--most 0", "--most: got 0, expected an integer of at least 1"),
+    ],
+)
+def test_a_wrong_value_is_one_clear_line(flags, text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *flags.split()])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2, error
+    assert error.startswith(f"error: {text}") and error.count("\n") == 1, error
+    assert not list(tmp_path.iterdir())  # nothing was begun
 
 
 def test_the_predictions_in_the_documentation_are_these():

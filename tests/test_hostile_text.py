@@ -191,9 +191,7 @@ def test_predict_reads_standard_input(folder):
     want = by_hand(read(folder), "never loved it " * 9)
     assert f"{want:.3f}".encode() in done.stdout
     done = run(b"")
-    assert (
-        done.returncode == 2 and done.stderr == b"error: --text: got no word, expected a review\n"
-    )
+    assert done.returncode == 2 and done.stderr == b"error: text: got no word, expected a review\n"
 
 
 # ---- the folder of a run ------------------------------------------------------------------------

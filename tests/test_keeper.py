@@ -385,6 +385,47 @@ def test_a_damaged_checkpoint_costs_only_what_came_after(compiled, undisturbed, 
     assert {"16", "18", "damaged-16"} <= set(os.listdir(folder / "checkpoints"))
 
 
+def test_checkpoints_that_have_gone_are_told_and_nothing_is_cut(compiled, tmp_path, capfd):
+    folder = tmp_path / "run"
+    with pytest.raises(Kill):
+        go(compiled, Config(out=str(folder)), at=raising(Kill(), (2, 1)))
+    os.rename(folder / "checkpoints", tmp_path / "elsewhere")
+    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "run.json"}
+    for _ in range(2):  # nor is a folder made that would be taken for the missing one
+        with pytest.raises(RunError) as error:
+            go(compiled, Config(resume=str(folder)))
+        assert str(error.value) == (
+            f"--resume: {folder}/checkpoints has gone, and metrics.jsonl holds steps of this run: "
+            "put it back, or start anew"
+        )
+        assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "run.json"} == files
+    os.rename(tmp_path / "elsewhere", folder / "checkpoints")
+    capfd.readouterr()
+    go(compiled, Config(resume=str(folder)))
+    assert capfd.readouterr().err == f"going on from step 8 in {folder}\n"
+
+
+def test_what_was_logged_before_the_first_checkpoint_is_kept(
+    compiled, undisturbed, tmp_path, capfd
+):
+    folder, logs = tmp_path / "run", []
+    config = Config(out=str(folder), save_every="1000")
+    for place in ((1, 0), (1, 1), (1, 2)):  # the first one before anything is logged
+        with pytest.raises(Kill):
+            go(compiled, config, at=raising(Kill(), place))
+        config = Config(resume=str(folder), save_every="1000")
+        logs += [p.read_bytes() for p in [folder / "metrics.jsonl"] if p.exists()]
+    capfd.readouterr()
+    go(compiled, config)
+    assert capfd.readouterr().err == (
+        f"{folder} has no checkpoint yet: from the beginning; "
+        "what was logged is in metrics-before-2.jsonl\n"
+    )
+    kept = [(folder / f"metrics-before{n}.jsonl").read_bytes() for n in ("", "-2")]
+    assert kept == logs and [log.count(b"\n") for log in kept] == [1, 2]
+    assert (folder / "metrics.jsonl").read_bytes() == undisturbed[3]
+
+
 def test_a_clock_that_jumps_changes_nothing(compiled, undisturbed, tmp_path, monkeypatch):
     now, jumps = time.time, {(1, 1): 4e9, (2, 0): -1.7e9, (3, 1): 1e6}
 

@@ -257,6 +257,7 @@ def test_the_lanes_of_a_configuration():
     [
         ({"seeds": 0}, "--seeds: got 0, expected an integer of at least 1"),
         ({"seeds": 2**31 - 2}, "--seeds: got 2147483646, expected seeds below 2147483648"),
+        ({"seeds": 1001}, "--seeds: got 1001, expected at most 1000 in one program"),
         ({"sweep": "dropout=0.1,0.2"}, "sweep: got 'dropout=0.1,0.2', expected lr=A,B,… or clip_n"),
         ({"sweep": "lr"}, "sweep: got 'lr', expected lr=A,B,… with two or more different numbers"),
         ({"sweep": "lr=0.1"}, "sweep: got 'lr=0.1', expected lr=A,B,… with two or more"),

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from tiny_records import write_record
 
 from lstmjax import seeds, tables
+from lstmjax.cli import ConfigError
 from lstmjax.records import RunError, params_sha256, validate
 
 ROOT = Path(__file__).parents[1]
@@ -264,6 +265,10 @@ WRONG = {
             "--sweep: got lr=1e-3,3e-3, expected no sweep without validation examples",
         ),
         ("--seeds 2 --data offline --limit 5", "--batch-size: got 128, expected at most 5"),
+        (
+            "--seeds 1000000 --data offline --limit 20",
+            "--seeds: got 1000000, expected at most 1000 ",
+        ),
         ("--seeds 2 --data offline --validation-size 99999", "--validation-size: got 99999, expec"),
     ],
     "mnist": [
@@ -287,6 +292,23 @@ def test_a_wrong_value_is_one_clear_line(name, flags, text, tmp_path, cache, mon
     assert stop.value.code == 2, error
     assert error.startswith(f"error: {text}") and error.count("\n") == 1, error
     assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def test_a_batch_that_is_never_full_is_told_before_the_work_of_every_seed(cache, monkeypatch):
+    monkeypatch.setenv("LSTMJAX_CACHE", str(cache))
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import imdb
+
+    asked, hold_out = [], imdb.imdb.hold_out
+
+    def counted(splits, size, seed):
+        asked.append(seed)
+        return hold_out(splits, size, seed)
+
+    monkeypatch.setattr(imdb.imdb, "hold_out", counted)
+    with pytest.raises(ConfigError, match="--batch-size: got 128, expected at most 20, the train"):
+        imdb.run(imdb.Config(data="offline", limit=20, seed=4, seeds=1000))
+    assert asked == [4, 4]  # of all reviews none are held out, and then those of the first seed
 
 
 # ---- tables -------------------------------------------------------------------------------------

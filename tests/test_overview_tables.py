@@ -92,6 +92,28 @@ def test_one_seed_has_no_interval(tmp_path):
     assert found["records"] == "[imdb-4](experiments/results/imdb-4.json)"
 
 
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, "5.250"),
+        ({"best_epoch": 2, "validation_loss_epochs": [5.5, 5.125, 5.25]}, "5.125"),
+        ({"best_epoch": 2, "best_validation_loss": 5.0}, "5.000"),
+    ],
+)
+def test_validation_is_of_the_metric_that_is_tested(more, expected, tmp_path):
+    metrics = {
+        "test_loss": 5.0625, "test_accuracy": 0.2, "validation_loss": 5.25,
+        "validation_accuracy": 0.1, "best_validation_accuracy": 0.15,
+    }  # fmt: skip
+    write_record(tmp_path, 0, 0, [], 1.0, row="reviews-language", metrics=metrics | more)
+    found = cells_of(overview_tables.section(tables.load_groups(tmp_path), []), "reviews-language")
+    assert (found["validation"], found["test, ± 95 %"]) == (expected, "5.062")
+    own = {"mse": 0.5, "validation_loss": 0.25, "validation_accuracy": 0.75}
+    write_record(tmp_path, 0, 0, [], 1.0, row="sin-tf1", experiment="sin", metrics=own)
+    found = cells_of(overview_tables.section(tables.load_groups(tmp_path), []), "sin-tf1")
+    assert (found["validation"], found["test, ± 95 %"]) == ("–", "0.50000")
+
+
 def test_long_lags_are_solved_or_not(folder):
     lines = overview_tables.section([], long_lag(folder))
     title = "l: adding problem, T = 1,000"

@@ -145,6 +145,21 @@ def test_a_record_that_exists_is_never_overwritten(flags, command, tmp_path):
     assert (tmp_path / old).read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["keras", "layers", "tasks", "torch", "workers"])
+def test_a_part_is_no_script(name, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    script = EXPERIMENTS / f"peer_{name}.py"
+    for flags in ([], ["--help"]):
+        monkeypatch.setattr(sys, "argv", [str(script), *flags])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(script), run_name="__main__")
+        # A text is said on standard error, and the exit code is 1.
+        assert stop.value.code == (
+            f"error: peer_{name}.py is a part of peers.py: python experiments/peers.py --help"
+        )
+
+
 def test_help_explains_every_flag(command):
     code, text, _ = command("--help")
     assert not code and "python experiments/peers.py --row imdb-tf2 --seed 0" in text

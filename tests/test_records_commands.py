@@ -29,10 +29,10 @@ def test_collect_copies_all_or_nothing(tmp_path, monkeypatch, capsys):
             finish(run, seed=seed, row=row)
         runs.append(Path(f"runs/{seed}"))
     one, two = results.collect(results.Collect((runs[0], runs[1])))
-    assert (one.name, two.name) == ("sin-tf1-seed0.json", "sin-tf1-seed1.json")
+    assert (one.name, two.name) == ("sin-tf1-seed0.json", "sin-tf1-no-row-seed1.json")
     assert one.read_bytes() == (runs[0] / "record.json").read_bytes()
     assert one.parent == Path("experiments/results")
-    with pytest.raises(RunError, match="sin-tf1-seed1.json exists: --replace overwrites it"):
+    with pytest.raises(RunError, match="sin-tf1-no-row-seed1.json exists: --replace overwr"):
         results.collect(results.Collect((runs[1],)))
     (named,) = results.collect(results.Collect((runs[1],), name="long run"))
     assert named.name == "sin-long-run-seed1.json"
@@ -51,6 +51,61 @@ def test_collect_copies_all_or_nothing(tmp_path, monkeypatch, capsys):
         results.collect(results.Collect((runs[0], Path("runs/9")), into=into))
     assert not into.exists()
     assert "sin-tf1-seed0.json" in capsys.readouterr().out
+
+
+def test_a_rows_record_gives_way_to_one_of_that_row_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, row in (("row", "sin-tf1"), ("again", "sin-tf1"), ("none", None), ("k", "sin-keras")):
+        with Run.create("sin", Config(), out=f"runs/{name}") as run:
+            finish(run, row=row, metrics={"mse": len(name) / 10})
+    (kept,) = results.collect(results.Collect((Path("runs/row"),), name="mine"))
+    before = kept.read_bytes()
+    for run, now in (("none", "no row"), ("k", "sin-keras")):
+        with pytest.raises(RunError) as error:
+            results.collect(results.Collect((Path(f"runs/{run}"),), name="mine", replace=True))
+        complaint = f"got a run of {now}, expected one of sin-tf1: {kept}"
+        assert str(error.value) == f"runs/{run}: {complaint}"
+        assert kept.read_bytes() == before
+    again = Path("runs/again/record.json").read_bytes()
+    results.collect(results.Collect((Path("runs/again"),), name="mine", replace=True))
+    assert kept.read_bytes() == again != before
+    # One of no row may be replaced by any, as before.
+    loose = Path("experiments/results/sin-tf1-seed3.json")
+    loose.write_bytes(Path("runs/none/record.json").read_bytes())
+    (target,) = results.collect(results.Collect((Path("runs/row"),), replace=True))
+    assert target == loose and loose.read_bytes() == before
+
+
+@pytest.mark.parametrize("check", [[], ["--check"]])
+@pytest.mark.parametrize(
+    ("folder", "complaint"),
+    [
+        ("nowhere", "cannot read nowhere: No such file or directory"),
+        ("README.md", "cannot read README.md: Not a directory"),
+        ("locked", "cannot read locked: Permission denied"),
+        ("empty", "empty: got no record, expected a folder of records"),
+    ],
+)
+def test_without_records_nothing_is_written(
+    folder, complaint, check, benchmark_folder, monkeypatch, capsys
+):
+    monkeypatch.chdir(benchmark_folder)
+    Path("BENCHMARKS.md").write_text("all numbers")
+    Path("empty").mkdir()
+    Path("empty", "notes.txt").write_text("")
+    readme, iterdir = Path("README.md").read_text(), Path.iterdir
+
+    def refusing(path):  # root may read everything
+        if path.name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    with pytest.raises(SystemExit) as stop:
+        results.command(["table", "--results", folder, *check])
+    assert (stop.value.code, capsys.readouterr().err) == (1, f"error: {complaint}\n")
+    assert Path("BENCHMARKS.md").read_text() == "all numbers"
+    assert Path("README.md").read_text() == readme
 
 
 def test_the_command_line(benchmark_folder):

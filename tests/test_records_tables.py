@@ -62,6 +62,24 @@ def test_tables_hold_the_numbers_of_the_records(benchmark_folder, monkeypatch, c
     assert "note: imdb-tf2, keras 3.15 / tensorflow 2.21: 1 of at least 3" in capsys.readouterr()[1]
 
 
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ((None, None, None), "2 cores; "),
+        (("a", "a", "a"), "2 cores (a); "),
+        (("a", "b", "a"), "2 cores (a and b); "),
+        ((None, "a", "a"), "2 cores (said in 2 of 3 records: a); "),
+        (("b", "a", None), "2 cores (said in 2 of 3 records: b and a); "),
+    ],
+)
+def test_records_that_do_not_say_their_processor_are_not_spoken_for(kinds, expected, tmp_path):
+    for seed, kind in enumerate(kinds):
+        own = {"processor": kind} if kind else {}
+        write_record(tmp_path, seed, 0.5, [0.5], 1.0, environment=ENVIRONMENT | own)
+    text = tables.benchmarks(tables.load_groups(tmp_path))
+    assert f"  - on Processor X, 2 devices, {expected}python 3.11.7" in text
+
+
 def test_check_tells_and_changes_nothing(benchmark_folder, monkeypatch):
     monkeypatch.chdir(benchmark_folder)
     with pytest.raises(RunError, match="BENCHMARKS.md is not what the records say"):

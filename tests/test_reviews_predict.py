@@ -310,7 +310,7 @@ def begin(name, argv, monkeypatch, capsys):
 
 WRONG = [
     ([], 2, "got no text, expected a review in quotes"),
-    (["-", "--run", "run"], 2, "--text: got no word, expected a review"),
+    (["-", "--run", "run"], 2, "text: got no word, expected a review"),
     (["good", "--run", "nowhere"], 1, "--run: got nowhere, expected the folder of a finished run"),
     (["good"], 1, "--run: there is no finished run under runs/"),
     (["good", "--which", "seed0"], 2, "--which: no such flag"),

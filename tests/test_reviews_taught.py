@@ -15,6 +15,7 @@ from tiny_reviews import FAST, MORE, SMALL, read
 from tiny_reviews import experiment as reviews
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+import card  # noqa: E402
 import reproduce  # noqa: E402
 
 from lstmjax import provenance, tables, whole_reviewer  # noqa: E402
@@ -162,6 +163,23 @@ def test_a_run_learns_from_the_answers_of_another(teacher, tmp_path, capsys, mon
     # One that was taught can teach.
     again = train(tmp_path / "again", tmp_path / "run")
     assert again["config"]["teacher_sha256"] == record["params_sha256"]
+
+
+def test_a_taught_run_is_given_away_without_its_teacher(teacher, tmp_path, capsys, monkeypatch):
+    """docs/pretrained.md: by a path of this machine, which no record shows, and then it is away."""
+    shutil.copytree(teacher, tmp_path / "runs" / "teacher")
+    monkeypatch.chdir(tmp_path)
+    record = train(tmp_path / "runs" / "taught", str(tmp_path / "runs" / "teacher"))
+    card.make(card.Make("runs/taught", "given"))
+    shutil.rmtree(tmp_path / "runs")
+    capsys.readouterr()
+    card.verify(card.Verify("given"))
+    said = capsys.readouterr().out
+    assert f"weights     params_sha256 {record['params_sha256'][:12]}: the record's" in said
+    assert f"the record's {record['metrics']['test_accuracy']:.4f}" in said
+    text = Path("given", "MODEL_CARD.md").read_text()
+    assert f"params_sha256 {record['config']['teacher_sha256']}." in text
+    assert "unlabelled 20" in text and "of 30 reviews, 95 % interval" in text
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(teacher, tmp_path, monkeypatch):

@@ -301,6 +301,10 @@ def test_a_run_that_fails_is_named_with_its_last_words(tmp_path):
 WRONG = [
     ("--frameworks keras", "--frameworks: got keras, expected lstmjax and some of keras, torch"),
     ("--frameworks lstmjax,jax", "--frameworks: got lstmjax,jax, expected lstmjax and some of"),
+    (
+        "--frameworks lstmjax,lstmjax",
+        "--frameworks: got lstmjax,lstmjax, expected no framework twice",
+    ),
     ("--frameworks lstmjax,torch", "--frameworks: got lstmjax,torch, expected torch installed: "),
     ("--seeds 0", "--seeds: got 0, expected an integer of at least 1"),
     ("--limit 127", "--limit: got 127, expected an integer of at least 128"),
