@@ -311,9 +311,9 @@ def _provenance(group: Group) -> list[str]:
 
 
 def _processors(environments: Sequence[Mapping[str, Any]]) -> str:
-    """Which kinds of processor there were, and in how many records, where some do not say."""
+    """Which kinds of processor there were, and of how many runs, where some records do not say."""
     said = [e["processor"] for e in environments if e.get("processor")]
-    some = f"said in {len(said)} of {len(environments)} records: "
+    some = f"said of {len(said)} of {len(environments)} runs: "
     return some * (0 < len(said) < len(environments)) + " and ".join(_distinct(said))
 
 

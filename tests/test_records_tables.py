@@ -68,8 +68,8 @@ def test_tables_hold_the_numbers_of_the_records(benchmark_folder, monkeypatch, c
         ((None, None, None), "2 cores; "),
         (("a", "a", "a"), "2 cores (a); "),
         (("a", "b", "a"), "2 cores (a and b); "),
-        ((None, "a", "a"), "2 cores (said in 2 of 3 records: a); "),
-        (("b", "a", None), "2 cores (said in 2 of 3 records: b and a); "),
+        ((None, "a", "a"), "2 cores (said of 2 of 3 runs: a); "),
+        (("b", "a", None), "2 cores (said of 2 of 3 runs: b and a); "),
     ],
 )
 def test_records_that_do_not_say_their_processor_are_not_spoken_for(kinds, expected, tmp_path):
