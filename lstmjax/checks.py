@@ -16,7 +16,8 @@ import numpy as np
 
 def one_of(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Raises ``ValueError`` unless ``value`` is one of ``choices``."""
-    if hasattr(value, "shape") or value not in choices:  # arrays compare element by element
+    # Arrays compare element by element.
+    if isinstance(value, np.ndarray | jax.Array) or value not in choices:
         raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, choices))}")
 
 

@@ -165,6 +165,10 @@ def test_wrong_arguments_of_every_layer(layer, params, changes, parts):
     assert_says(parts, layer, **({"params": params, "xs": XS} | changes))
 
 
+def test_a_name_may_be_one_of_numpys():
+    np.testing.assert_array_equal(*(rnn(RNN, XS, method=m)[1] for m in (np.str_("scan"), "scan")))
+
+
 def test_a_clip_of_a_projection_that_is_not_there():
     params = LSTM._replace(w_h=zeros(H, 20), w_proj=None)
     assert_says(("proj_clip", "0.5", "w_proj"), lstm, params=params, xs=XS, proj_clip=0.5)

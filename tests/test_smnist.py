@@ -247,9 +247,13 @@ def test_images_are_moved_both_ways(most):
     assert not np.array_equal(got, smnist.moved(jax.random.key(4), images, most))
 
 
-@pytest.mark.parametrize(("order", "side"), [("rows", 28), ("pixels", 28), ("small", 14)])
-def test_training_images_alone_are_moved(loads, order, side):
-    config = smnist.Config(order=order, hidden_size=3, method="scan")
+@pytest.mark.parametrize(
+    ("order", "side", "dropout"),
+    [("rows", 28, 0.0), ("rows", 28, 0.4), ("pixels", 28, 0.0), ("small", 14, 0.0)],
+)
+def test_training_images_alone_are_moved(loads, order, side, dropout):
+    """And by other bits of the key than those that layers are dropped with."""
+    config = smnist.Config(order=order, hidden_size=3, method="scan", dropout=dropout)
     digits, key = smnist.load(config), jax.random.key(5)
     plain = smnist.make_problem(config, digits)
     shifted = smnist.make_problem(dataclasses.replace(config, shift=2), digits)
@@ -260,25 +264,11 @@ def test_training_images_alone_are_moved(loads, order, side):
         got = shifted.loss_fn(params, batch, key)[0]
         square = batch["image"].astype(np.float32).reshape(7, side, side)
         image = smnist.moved(jax.random.fold_in(key, 0), square, 2).reshape(batch["image"].shape)
-        want = plain.loss_fn(params, batch | {"image": image}, key)[0]
+        own = jax.random.fold_in(key, config.num_layers)
+        want = plain.loss_fn(params, batch | {"image": image}, own)[0]
         np.testing.assert_allclose(got, want, rtol=1e-6)
-        assert got != plain.loss_fn(params, batch, key)[0]
-
-
-def test_images_are_moved_by_other_bits_than_layers_are_dropped_with(loads):
-    config = smnist.Config(order="rows", hidden_size=3, method="scan", dropout=0.4, shift=2)
-    digits, key = smnist.load(config), jax.random.key(5)
-    shifted = smnist.make_problem(config, digits)
-    plain = smnist.make_problem(dataclasses.replace(config, shift=0), digits)
-    with jax.numpy_dtype_promotion("standard"):
-        params = plain.init(jax.random.key(2))
-        batch = {**digits.splits["test"], "weight": np.ones(7, np.float32)}
-        square = batch["image"].astype(np.float32)
-        moved = batch | {"image": smnist.moved(jax.random.fold_in(key, 0), square, 2)}
-        got = shifted.loss_fn(params, batch, key)[0]
-        assert got != plain.loss_fn(params, moved, key)[0]
-        key = jax.random.fold_in(key, config.num_layers)
-        np.testing.assert_allclose(got, plain.loss_fn(params, moved, key)[0], rtol=1e-6)
+        assert got != plain.loss_fn(params, batch, own)[0]
+        assert (got != plain.loss_fn(params, batch | {"image": image}, key)[0]) == (dropout > 0)
 
 
 def test_every_task_has_a_hash_of_its_own(loads):
