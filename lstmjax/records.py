@@ -99,6 +99,7 @@ class Run:
         self._events = None
         self._event_file = None
         self._lock = None
+        self._opened: list[dict[str, Any]] = []  # with which versions, each time
         self._sizes: dict[str, int] = {}  # of the files that were not written to since `restore`
 
     @classmethod
@@ -139,7 +140,8 @@ class Run:
         versions = _versions()  # before anything is written: it takes a while
         claim(path / "config.json", to_json(settings))
         run._hold()
-        run._write_story([versions])
+        run._opened = [versions]
+        run._write_story()
         return run
 
     @classmethod
@@ -198,7 +200,7 @@ class Run:
                 file=sys.stderr,
             )
         run._resumed = len(states)
-        run._write_story([*states, now])
+        run._opened = [*states, now]  # written by `restore`: only what goes on has been resumed
         return run
 
     def _hold(self) -> None:
@@ -209,9 +211,9 @@ class Run:
             self.close()
             raise
 
-    def _write_story(self, opened: list[dict[str, Any]]) -> None:
+    def _write_story(self) -> None:
         """Writes with which versions the folder was opened, before and now."""
-        story = {"experiment": self.experiment, "command": self._command, "opened": opened}
+        story = {"experiment": self.experiment, "command": self._command, "opened": self._opened}
         write_file(self.path / "run.json", to_json(story))
 
     def progress(self) -> dict[str, Any]:
@@ -251,6 +253,7 @@ class Run:
                 raise RunError(f"cannot cut off {path}: {error.strerror}") from error
         if sizes:
             raise RunError(f"{self.path / next(iter(sizes))} is missing")
+        self._write_story()
 
     def log(self, step: int, **scalars: Any) -> None:
         """Adds a line `{"step": step, **scalars}` to metrics.jsonl, and to the TensorBoard events.

@@ -390,7 +390,7 @@ def test_checkpoints_that_have_gone_are_told_and_nothing_is_cut(compiled, tmp_pa
     with pytest.raises(Kill):
         go(compiled, Config(out=str(folder)), at=raising(Kill(), (2, 1)))
     os.rename(folder / "checkpoints", tmp_path / "elsewhere")
-    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "run.json"}
+    files = {p.name: p.read_bytes() for p in folder.iterdir()}
     for _ in range(2):  # nor is a folder made that would be taken for the missing one
         with pytest.raises(RunError) as error:
             go(compiled, Config(resume=str(folder)))
@@ -398,11 +398,13 @@ def test_checkpoints_that_have_gone_are_told_and_nothing_is_cut(compiled, tmp_pa
             f"--resume: {folder}/checkpoints has gone, and metrics.jsonl holds steps of this run: "
             "put it back, or start anew"
         )
-        assert {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "run.json"} == files
+        # Nor does a run that was not gone on with count as resumed.
+        assert {p.name: p.read_bytes() for p in folder.iterdir()} == files
     os.rename(tmp_path / "elsewhere", folder / "checkpoints")
     capfd.readouterr()
     go(compiled, Config(resume=str(folder)))
     assert capfd.readouterr().err == f"going on from step 8 in {folder}\n"
+    assert len(json.loads((folder / "run.json").read_text())["opened"]) == 2
 
 
 def test_what_was_logged_before_the_first_checkpoint_is_kept(

@@ -208,7 +208,7 @@ def test_another_processor_is_told(begun, capsys):
     folder, kind, _ = begun
     for kept, expected in ((None, 0), ("family 1, model 2", 1)):
         story = json.loads((folder / "run.json").read_text())
-        story["opened"][-1].pop("processor")
+        story["opened"][-1].pop("processor", None)
         if kept is not None:
             story["opened"][-1]["processor"] = kept
         (folder / "run.json").write_text(json.dumps(story))
