@@ -130,28 +130,27 @@ class Task(NamedTuple):
 
 def make_task(name: str, length: int) -> Task:
     """The task of that name; ``length`` is the configuration's."""
+
+    def task(draw, kinds, outputs, steps, measure, baseline):
+        solved = partial(long_lag_tables.met, name, baseline)
+        return Task(draw, kinds, outputs, steps, measure, baseline, solved)
+
     if name == "adding":
         draw = partial(long_lag.adding, length=length)
         measure = partial(measure_sum, tolerance=0.08)
-        return Task(draw, None, 1, length, measure, 1 / 6, lambda loss, wrong: loss < 0.01)
+        return task(draw, None, 1, length, measure, 1 / 6)
     if name == "adding-hs":
         draw, longest = partial(long_lag.adding_hs, length=length), length + length // 10
         measure, base = partial(measure_sum, tolerance=0.04), long_lag.adding_hs_baseline(length)
-        return Task(draw, None, 1, longest, measure, base, partial(nearly_all_right, allowed=1))
+        return task(draw, None, 1, longest, measure, base)
     if name == "copy":
         draw, steps = partial(long_lag.copy_memory, length=length), length + 2 * long_lag.COPIED
         kinds, base = long_lag.DELIMITER + 1, long_lag.COPIED * math.log(long_lag.KINDS) / steps
-        solved = lambda loss, wrong: loss < base / 10  # noqa: E731
-        return Task(draw, kinds, kinds - 1, steps, measure_copy, base, solved)
+        return task(draw, kinds, kinds - 1, steps, measure_copy, base)
     symbols = 3 if name == "order-3" else 2
     draw, classes = partial(long_lag.temporal_order, symbols=symbols), 2**symbols
-    solved = partial(nearly_all_right, allowed=symbols - 1)
     kinds, steps = len(long_lag.SYMBOLS), long_lag.ORDER_LENGTHS[1]
-    return Task(draw, kinds, classes, steps, measure_order, math.log(classes), solved)
-
-
-def nearly_all_right(loss, wrong, allowed):
-    return wrong <= allowed / 2560
+    return task(draw, kinds, classes, steps, measure_order, math.log(classes))
 
 
 def measure_sum(outputs, y, tolerance):

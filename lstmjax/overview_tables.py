@@ -34,9 +34,9 @@ def section(groups: Sequence[Any], long_lag: Sequence[Any]) -> list[str]:
         "Test and validation: mean ± 95 % interval over the seeds (Student's t), of the metric "
         "that the row's own section names first. Whatever was chosen was chosen on validation, and "
         "the test split was scored once by each run, all of it, but where a row repeats a source "
-        "that does otherwise; what a row's notes say of earlier runs was tested, too. Training "
-        "seconds are those of one seed; rows with “at once” share one program. “–”: there is none, "
-        "or the record is older than the column.", "",
+        "that does otherwise or its section says so; what a row's notes say of earlier runs was "
+        "tested, too. Training seconds are those of one seed; rows with “at once” share one "
+        "program. “–”: there is none, or the record is older than the column.", "",
         _line(HEAD), _line(["---"] * len(HEAD)),
     ]  # fmt: skip
     lines += [_line([cells[name] for name in HEAD]) for cells in found(groups, long_lag)]
@@ -91,7 +91,7 @@ def _program(group: Any) -> dict[str, str]:
 
 
 def _task(group: Any) -> Iterator[dict[str, str]]:
-    """A line for each cell of a long-lag task: how many seeds solved it, and when."""
+    """A line for each cell of a long-lag task: how many seeds solved it, when, and on test."""
     (record,) = group.records
     config, metrics = record["config"], record["metrics"]
     row = long_lag_tables.row(group.files[0])
@@ -106,8 +106,8 @@ def _task(group: Any) -> Iterator[dict[str, str]]:
             "parameters": NONE,
             "updates": f"{metrics[f'{cell}_updates'][-1]:,}",
             "seeds": str(count),
-            "validation": NONE,
-            "test, ± 95 %": f"solved by {solved}" + (f" at {when}" if when != NONE else ""),
+            "validation": f"solved by {solved}" + (f" at {when}" if when != NONE else ""),
+            "test, ± 95 %": f"solved by {long_lag_tables.tested(record, cell)}",
             "published": long_lag_tables.published(config["task"], config["length"]),
             "train s": f"{metrics[f'{cell}_train_seconds'] / count:.3g}",
             "device": str(record["environment"].get("device", NONE)),

@@ -241,7 +241,10 @@ TASKS = {
         "reviews-ratios with the labels that a run of it gives 50,000 reviews", "Yarowsky (1995)",
         _WHOLE,
         _PUBLISHED_MORE + _ALIKE + " DIR: a run of reviews-ratios with the same seed, whose time "
-        "is not in the seconds here." + _BESIDE_TESTS, _UNLABELLED,
+        "is not in the seconds here. It was made for this: its weights are not those of the "
+        "row reviews-ratios to the last bit, most were made on another processor. These teachers' "
+        "records are in experiments/results/teachers/, each with the hash that its pupil's record "
+        "has as teacher_sha256." + _BESIDE_TESTS, _UNLABELLED,
     ),
     "reviews-ratios-pairs": Row(
         "reviews-ratios of words and pairs, without triples", "after Wang & Manning (2012)",

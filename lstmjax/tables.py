@@ -188,10 +188,12 @@ def benchmarks(
         "# Benchmarks", "",
         "Written by `python -m lstmjax.records table` from the records in experiments/results/; "
         "edits by hand are overwritten.", "",
-        "Every line is one program on one machine over as many seeds as it says: mean ± sample "
-        "standard deviation (n − 1), and the range in parentheses. Lists over epochs show the mean "
-        "of each epoch and the largest standard deviation. Seconds are medians over the seeds; "
-        "total = compile + train + eval. “–”: not measured.",
+        "Every line is one program over as many seeds as it says: mean ± sample standard deviation "
+        "(n − 1), and the range in parentheses. Lists over epochs show the mean of each epoch and "
+        "the largest standard deviation. Seconds are medians over the seeds; total = compile + "
+        "train + eval. Those to train are of the compiled steps, of other frameworks of the whole "
+        "loop. Where a section says of some runs alone which processor they had, their seconds are "
+        "of different ones. “–”: not measured.",
     ]  # fmt: skip
     if groups:
         with _shown(groups):
@@ -329,7 +331,11 @@ def readme_table(groups: Sequence[Group]) -> str:
         key, label, form = ROWS[group.row].metrics[0]
         program = group.label.replace(group.name, group.row, 1)
         with _shown([group, *peers]):
-            theirs = [f"{summary(p.values(key), form, short=True)} ({p.name})" for p in peers]
+            names = [p.name if p.row == group.row else f"{p.row}: {p.name}" for p in peers]
+            theirs = [
+                f"{summary(p.values(key), form, short=True)} ({name})"
+                for p, name in zip(peers, names, strict=True)
+            ]
             times = [
                 p.seconds("train") + f" ({p.name.split()[0]})" * (len(peers) > 1) for p in peers
             ]

@@ -13,7 +13,8 @@ import pytest
 from tiny_records import ENVIRONMENT, SECONDS, SHA, fill_benchmark_folder, write_record
 
 from lstmjax import results, tables
-from lstmjax.records import RunError
+from lstmjax.records import RunError, validate
+from lstmjax.rows import AFTER
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("sin", "forecast", "imdb", "mnist", "smnist", "reviews", "baselines")
@@ -239,7 +240,8 @@ def test_the_same_program_in_another_arithmetic_stands_beside_it(tmp_path):
     assert fast.count("records: ") == 1 and "records: `imdb-fast0.json`" in fast
     assert plain.count("records: ") == 2 and "0.85" not in plain
     assert tables.readme_table(groups).splitlines()[3] == (
-        f"| imdb-tf2-bfloat16 | test accuracy | 0.8500 | 0.8200 (keras 3.15) | 9 | 80 | 1 | {data}"
+        f"| imdb-tf2-bfloat16 | test accuracy | 0.8500 | 0.8200 (imdb-tf2: keras 3.15) | 9 | 80 "
+        f"| 1 | {data}"
     )
 
 
@@ -306,6 +308,22 @@ def test_rows_have_the_settings_that_were_recorded():
         assert {name: then[name] for name in names} == now, path.name
         seen.add(row)
     assert len(seen) > 20
+
+
+def test_every_pupil_s_teacher_is_on_record():
+    """What a row goes on from is none of its own settings: a teacher's record says how it came."""
+    folder = ROOT / "experiments" / "results"
+    pupils = sorted(folder.glob("reviews-taught-seed*.json"))
+    assert len(pupils) == len(list((folder / "teachers").iterdir())) >= 10
+    for path in pupils:
+        pupil = json.loads(path.read_text())
+        name = f"{AFTER['reviews-taught']}-seed{pupil['seed']}.json"
+        teacher = json.loads((folder / "teachers" / name).read_text())
+        assert validate(teacher) == [] and teacher["environment"]["dirty"] is False
+        assert teacher["params_sha256"] == pupil["config"]["teacher_sha256"]
+        row = json.loads((folder / name).read_text())
+        for key in ("row", "seed", "dataset", "parameters", "updates"):
+            assert teacher[key] == row[key], name
 
 
 def test_every_row_can_be_written(tmp_path):
