@@ -67,7 +67,10 @@ def variant(
 
     step.__doc__ = f"{equations.__doc__.rstrip()}\n\n    Otherwise as ``lstm_step``."
     step.__name__ = step.__qualname__ = f"{name}_step"
-    return step, _layer(name, step, sizes, by_hand), _init(name, blocks, peepholes, more)
+    made = step, _layer(name, step, sizes, by_hand), _init(name, blocks, peepholes, more)
+    for function in made:  # which pickle looks up where the equations are
+        function.__module__ = equations.__module__
+    return made
 
 
 def _layer(name: str, step: Callable, sizes: dict[str, Any], by_hand: Callable | None) -> Callable:

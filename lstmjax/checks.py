@@ -103,6 +103,18 @@ def opened(layer: Callable, options: dict[str, Any]) -> tuple[Callable, dict[str
     return layer, options
 
 
+def option(layer: Callable, name: str) -> Any:
+    """What a ``functools.partial`` gives for an option, or one that it hands on; None for none.
+
+    ``partial(in_bfloat16, partial(lstm, reverse=True))`` is run backwards as well.
+    """
+    while isinstance(layer, functools.partial):
+        if layer.keywords.get(name) is not None:
+            return layer.keywords[name]
+        layer = layer.args[0] if layer.args else layer.func
+    return None
+
+
 def transformation(name: str, value: Any) -> None:
     """Raises ``ValueError`` unless ``value`` is an optax transformation."""
     if not (hasattr(value, "init") and hasattr(value, "update")):
@@ -114,7 +126,9 @@ def as_array(name: str, value: Any) -> jax.Array:
     try:
         return jnp.asarray(value)
     except (OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: got {type(value).__name__}, expected an array") from error
+        # An array that is none of JAX's is one of a dtype that JAX has not.
+        got = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise ValueError(f"{name}: got {got}, expected an array") from error
 
 
 def positive(name: str, value: Any, or_none: bool = True) -> None:
@@ -163,6 +177,8 @@ def floating(name: str, array: Any) -> None:
         raise ValueError(f"{name}: got {type(array).__name__}, expected an array")
     # What JAX has no dtype for, as NumPy's objects and strings, it does not name the argument of.
     dtype = array.dtype if _foreign(array.dtype) else jnp.result_type(array)
+    if _foreign(dtype) and dtype.kind == "f":
+        raise ValueError(f"{name}: got dtype {dtype}, expected a floating point dtype of JAX's")
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"{name}: got dtype {dtype}, expected a floating point dtype")
     if dtype.itemsize < 2:  # which JAX promotes with nothing
@@ -171,7 +187,10 @@ def floating(name: str, array: Any) -> None:
 
 def _foreign(dtype: Any) -> bool:
     """Whether this is a dtype of NumPy's that JAX knows no arrays of."""
-    return isinstance(dtype, np.dtype) and dtype.kind in "OSUMm"
+    if not isinstance(dtype, np.dtype):
+        return False
+    longer = dtype.kind in "fc" and dtype.itemsize > {"f": 8, "c": 16}[dtype.kind]
+    return dtype.kind in "OSUMm" or longer or not dtype.isnative
 
 
 class Dtypes(NamedTuple):

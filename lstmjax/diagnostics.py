@@ -25,7 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstmjax import checks, variants
-from lstmjax.gates import GATED, Saturation, gate_saturation, gates, memory_half_life
+from lstmjax.gates import (
+    GATED,
+    Saturation,
+    check_states,
+    gate_saturation,
+    gates,
+    memory_half_life,
+)
 from lstmjax.gru import gru_step
 from lstmjax.lstm import lstm_step
 from lstmjax.rnn import rnn_step
@@ -292,9 +299,7 @@ def jacobian_radius(step: Callable, params: Any, states: Any, xs: jax.Array) -> 
       ValueError: ``states`` that do not fit ``xs``.
     """
     checks.shape("xs", xs, ("T", "B", "D"))
-    sizes = len(xs) + 1, xs.shape[1]
-    for name, part in states._asdict().items():
-        checks.shape(f"states.{name}", part, (*sizes, "H"))
+    check_states(states, xs)
     inputs = jax.tree.map(lambda a: a[:-1], states), xs
     # One step at a time: T·B Jacobians at once would be too many.
     return jax.lax.map(lambda pair: spectral_radius(_jacobians(step, params, *pair)), inputs)

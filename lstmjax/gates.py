@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from lstmjax import checks, variants
 from lstmjax.cells import hard_sigmoid_keras1
 from lstmjax.gated import peep, preactivations
+from lstmjax.gru import GRUParams, GRUState
+from lstmjax.lstm import LSTMState
 from lstmjax.recurrence import product
 
 # Blocks of the kernels; all but the candidate g are gates, and have peepholes in this order.
@@ -45,14 +47,35 @@ def gates(cell: str, params: Any, states: Any, xs: jax.Array) -> dict[str, jax.A
     """
     checks.one_of("cell", cell, GATED)
     checks.shape("xs", xs, ("T", "B", "D"))
-    for name, part in states._asdict().items():
-        checks.shape(f"states.{name}", part, (len(xs) + 1, xs.shape[1], "H"))
+    check_states(states, xs)
+    for name, got, kind in zip(("params", "states"), (params, states), _kinds(cell), strict=True):
+        if not isinstance(got, kind):
+            found = type(got).__name__
+            raise ValueError(f"{name}: got {found}, expected {kind.__name__} with cell {cell!r}")
     before = jax.tree.map(lambda a: a[:-1], states)
     if cell == "fgr":  # whose gates are part of its state
         return {name: getattr(states, name)[1:] for name in "ifo"}
     if cell == "gru":
         return _gates_of_gru(params, before, xs)
     return _gates_of_lstm(cell, params, before, states.c[1:], xs)
+
+
+def check_states(states: Any, xs: jax.Array) -> None:
+    """Raises ``ValueError`` unless ``states`` are [T+1, B, ·] arrays, as from ``states_of``."""
+    if not hasattr(states, "_fields"):
+        got = type(states).__name__
+        raise ValueError(f"states: got {got}, expected a state of [T+1, B, H] arrays")
+    for name, part in states._asdict().items():
+        checks.shape(f"states.{name}", part, (len(xs) + 1, xs.shape[1], "H"))
+
+
+def _kinds(cell: str) -> tuple[type, type]:
+    """Of the weights and of the states of a cell."""
+    if cell == "gru":
+        return GRUParams, GRUState
+    if cell == "fgr":
+        return variants.FGRParams, variants.FGRState
+    return variants.VARIANTS[cell].params, LSTMState
 
 
 def _gates_of_lstm(cell, params, before, c_t, xs) -> dict[str, jax.Array]:

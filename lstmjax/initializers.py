@@ -169,6 +169,8 @@ def log_uniform(max_lag: float) -> GateBias:
 
 def _check_lag(max_lag: float) -> None:
     checks.number("max_lag", max_lag)
+    if isinstance(max_lag, jax.core.Tracer):
+        raise ValueError(f"max_lag: got {max_lag}, expected a number that is not traced")
     if max_lag < 2:
         raise ValueError(f"max_lag: got {max_lag!r}, expected a number >= 2")
 

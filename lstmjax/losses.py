@@ -65,12 +65,15 @@ def total(values: jax.Array, weight: jax.Array) -> Average:
     """(Σ wᵢ vᵢ, Σ wᵢ) of values [B] and weights [B]; a weight of 0 marks padding.
 
     What a row of weight 0 holds, NaN included, changes neither the sums nor their gradients with
-    respect to ``values``.
+    respect to ``values``. Both sums are floating point numbers of at least 32 bits.
     """
     checks.shape("weight", weight, values.shape)
-    counted = jnp.where(weight != 0, values, jnp.zeros_like(values))
-    wide = checks.wide(values.dtype)  # 16 bits do not count to 2,049, and float16 ends at 65,504
-    return jnp.sum(weight * counted, dtype=wide), jnp.sum(weight, dtype=wide)
+    # 16 bits do not count to 2,049, float16 ends at 65,504, and integers hold no half.
+    values, weight = jnp.asarray(values), jnp.asarray(weight)
+    double = 8 in (values.dtype.itemsize, weight.dtype.itemsize)
+    weight = weight.astype(jnp.float64 if double else jnp.float32)
+    counted = jnp.where(weight != 0, values, jnp.zeros_like(values)).astype(weight.dtype)
+    return jnp.sum(weight * counted), jnp.sum(weight)
 
 
 def mean(average: Average) -> jax.Array:

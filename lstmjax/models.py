@@ -237,11 +237,19 @@ class SequenceModel(nn.Module):
           ``(states, outputs)``: each layer's final state; [B, T, O], or [B, O] of the final h.
 
         Raises:
-          ValueError: a rate outside [0, 1), words to be dropped without a vocabulary, not as many
-            ``states`` as layers; what the layers raise.
+          ValueError: ``inputs`` or ``mask`` of another shape, a size that is none, a rate outside
+            [0, 1), words to be dropped without a vocabulary, not as many ``states`` as layers; what
+            the layers raise.
         """
-        checks.positive_int("num_layers", self.num_layers)
+        for name in ("num_layers", "output_size"):
+            checks.positive_int(name, getattr(self, name))
         checks.one_per_layer("states", states, self.num_layers)
+        checks.prng_key("key", key, or_none=True)
+        inputs = checks.as_array("inputs", inputs)
+        checks.shape("inputs", inputs, ("B", "T") + ("D",) * (self.vocabulary_size is None))
+        if mask is not None:
+            mask = checks.as_array("mask", mask)
+            checks.shape("mask", mask, inputs.shape[:2])
         hs = self._first(jnp.swapaxes(inputs, 0, 1), key)  # the core is time-major
         mask = None if mask is None else jnp.swapaxes(mask, 0, 1)
         states = (None,) * self.num_layers if states is None else states
@@ -283,7 +291,10 @@ class SequenceModel(nn.Module):
                     raise ValueError(f"{name}: got {rate!r}, expected 0 without a vocabulary")
             if self.input_size is None:
                 return inputs
+            checks.positive_int("input_size", self.input_size)
             return self._dense(self.input_size, self.input_init, self.input_bias, "input", inputs)
+        for name in ("vocabulary_size", "input_size"):
+            checks.positive_int(name, getattr(self, name))
         embed = nn.Embed(
             self.vocabulary_size, self.input_size, embedding_init=self.input_init, name="embed"
         )

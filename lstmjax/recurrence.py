@@ -234,7 +234,7 @@ def _compiled_by_hand(by_hand, params, state, xs, arrays, traced, reverse, unrol
     def run(state):
         return by_hand(params, state, xs, **arrays, **traced, reverse=reverse, unroll=unroll)
 
-    return _kept_where_unread(run, state, arrays)
+    return _kept_where_unread(run, state, arrays, reverse)
 
 
 @partial(jax.jit, static_argnums=(0, 6, 7, 8, 9), inline=True)
@@ -252,20 +252,33 @@ def _compiled(step, params, state, xs, arrays, traced, static, reverse, method, 
         options = {"reverse": reverse, "method": method, "unroll": unroll}
         return recur(narrow_step, state, xs, **arrays, **options)
 
-    return _kept_where_unread(run, state, arrays)
+    return _kept_where_unread(run, state, arrays, reverse)
 
 
-def _kept_where_unread(run: Callable, state: Any, arrays: dict) -> tuple[Any, jax.Array]:
-    """``run(state)``, where rows without a valid step keep their state, which may be NaN.
+def _kept_where_unread(
+    run: Callable, state: Any, arrays: dict, reverse: bool
+) -> tuple[Any, jax.Array]:
+    """``run(state)``, where a state that no valid step reads may be NaN.
 
-    A step on it would be selected away, and its gradient still be NaN. (A truncation also cuts what
-    is held, step by step: nothing is led past it.)
+    A step on it would be selected away, and its gradient still be NaN. Rows without a valid step
+    keep theirs; a truncation cuts the errors on their way there, as in a run.
     """
-    if arrays["mask"] is None or "truncation" in arrays:
+    if arrays["mask"] is None:
         return run(state)
-    read = jnp.any(arrays["mask"], axis=0)
+    valid = jnp.any(arrays["mask"], axis=0)
+    read = valid & ~_begins_anew(arrays["mask"], arrays["resets"], reverse)
     final, hs = run(_select(read, state, jax.tree.map(jnp.zeros_like, state)))
-    return _select(read, final, state), hs
+    kept = jax.lax.stop_gradient(state) if "truncation" in arrays else state
+    return _select(valid, final, kept), hs
+
+
+def _begins_anew(mask: jax.Array, resets: jax.Array | None, reverse: bool) -> jax.Array:
+    """[B] whether a row's first valid step, in the order of running, resets the state."""
+    if resets is None or not len(mask):
+        return jnp.zeros(mask.shape[1:], bool)
+    order = slice(None, None, -1 if reverse else 1)
+    first = jnp.argmax(mask[order], axis=0)
+    return jnp.take_along_axis(resets[order], first[None], axis=0)[0]
 
 
 def _unrolled(body, state, inputs, steps: int, reverse: bool) -> tuple[Any, jax.Array]:
@@ -335,7 +348,7 @@ def bidirectional(
     if isinstance(options.get("truncation"), bptt.Truncation):
         expected = "expected None: two directions have no order of running in common"
         raise ValueError(f"truncation: got a pair in a stack of bidirectional layers, {expected}")
-    if "reverse" in options or checks.opened(layer, {})[1].get("reverse"):
+    if "reverse" in options or checks.option(layer, "reverse"):
         raise ValueError("reverse: got a value, expected none: both directions are run")
     pairs = {"params": params, "state": state, "reset_to": reset_to, "noise": noise}
     for name, pair in pairs.items():
@@ -348,6 +361,10 @@ def bidirectional(
     for name in ("reset_to", "noise"):  # a layer that knows no such option is not asked about it
         if pairs[name] is not None:
             each[name] = pairs[name]
+    # Of a partial's as well: what cuts the sequence cuts it for both directions.
+    given = {"mask": mask, "lengths": lengths, "resets": resets}
+    given = {n: checks.option(layer, n) if v is None else v for n, v in given.items()}
+    mask, lengths, resets = given.values()
     back = resets
     if resets is not None:
         checks.shape("xs", xs, ("T", "B", "D"))

@@ -72,7 +72,7 @@ def stream_layer(layer: Callable) -> Callable:
         have.
     """
     checks.function("layer", layer)
-    if checks.opened(layer, {})[1].get("reverse"):
+    if checks.option(layer, "reverse"):
         raise ValueError("reverse: got True, expected False: a stream runs forwards")
 
     def one(params, state, x_t):

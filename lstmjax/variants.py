@@ -340,6 +340,8 @@ def learned_state(layer: Callable) -> Callable:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params.state):
             checks.shape(f"params.state{jax.tree_util.keystr(path)}", leaf, ("H",))
         rows = jax.tree.map(lambda leaf: jnp.tile(leaf, (xs.shape[-2], 1)), params.state)
+        resets = checks.option(layer, "resets") if resets is None else resets
+        reset_to = checks.option(layer, "reset_to") if reset_to is None else reset_to
         if resets is not None:
             options |= {"resets": resets, "reset_to": rows if reset_to is None else reset_to}
         return layer(params.params, xs, rows if state is None else state, **options)

@@ -11,6 +11,31 @@ from jax.experimental.rnn import lstm_ref
 from problems import B, D, H, T, holes_and_resets, problem
 
 from lstmjax import Bidirectional, LSTMParams, LSTMState, RNNParams, bidirectional, lstm, rnn, stack
+from lstmjax.precision import in_bfloat16
+
+
+def test_a_partial_s_own_options_are_those_that_are_given(x64):
+    """However deep they lie, and the backward direction is cut by them, too."""
+    _, _, params, xs, state, _ = problem("lstm")
+    both = Bidirectional(params, problem("lstm", seed=61).params)
+    mask, resets = holes_and_resets()
+    for options in ({"mask": mask}, {"lengths": np.array([3, 0, T, 5])}, {"resets": resets}):
+        options["mask"] = options.get("mask", mask)
+        wanted = bidirectional(lstm, both, xs, **options)
+        of_lstm = functools.partial(lstm, **options)
+        oracle.assert_close(bidirectional(of_lstm, both, xs), wanted, 0.0)
+        stacked = stack(functools.partial(bidirectional, of_lstm), [both], xs)
+        oracle.assert_close((stacked[0][0], stacked[1]), wanted, 0.0)
+        # What is given goes before a partial's own.
+        other = functools.partial(lstm, mask=np.ones((T, B)), resets=np.ones((T, B)))
+        given = {"resets": np.zeros((T, B))} | options
+        oracle.assert_close(bidirectional(other, both, xs, **given), wanted, 0.0)
+        narrow = functools.partial(in_bfloat16, of_lstm)
+        wanted = bidirectional(functools.partial(in_bfloat16, lstm), both, xs, **options)
+        oracle.assert_close(bidirectional(narrow, both, xs), wanted, 0.0)
+    backwards = functools.partial(in_bfloat16, functools.partial(lstm, reverse=True))
+    with pytest.raises(ValueError, match="^reverse: got a value, expected none"):
+        bidirectional(backwards, both, xs)
 
 
 def episodes(valid, resets, b):

@@ -1,6 +1,7 @@
 """What is wrong is said: the argument's name, what came, and what was expected."""
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -239,6 +240,18 @@ def test_a_step_wants_a_state():
         with pytest.raises(ValueError) as raised:
             step(params, None, XS[0])
         assert str(raised.value) == f"state: got NoneType, expected {words}"
+
+
+def test_dtypes_that_jax_has_not_are_named():
+    other = np.dtype(">f4") if sys.byteorder == "little" else np.dtype("<f4")
+    with pytest.raises(ValueError, match="^params.b: got dtype [<>]f4, expected a floating point"):
+        lstm(LSTM._replace(b=np.asarray(LSTM.b).astype(other)), XS)
+    with pytest.raises(ValueError, match="^xs: got dtype [<>]f4, expected an array"):
+        lstm(LSTM, np.asarray(XS).astype(other))
+    if np.dtype(np.longdouble).itemsize > 8:
+        long = LSTM_STATE._replace(h=np.asarray(LSTM_STATE.h).astype(np.longdouble))
+        with pytest.raises(ValueError, match=r"^state.h: got dtype float\d+, expected a floating"):
+            lstm(LSTM, XS, long)
 
 
 def test_numbers_of_eight_bits_are_refused():

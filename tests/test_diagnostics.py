@@ -13,7 +13,16 @@ from oracle import assert_close, sigmoid
 from problems import QUICK
 from variants_problems import B, D, H, P, T, random_params, random_state
 
-from lstmjax import GRUParams, GRUState, LSTMState, RNNParams, RNNState, diagnostics, models
+from lstmjax import (
+    GRUParams,
+    GRUState,
+    LSTMState,
+    RNNParams,
+    RNNState,
+    diagnostics,
+    init_lstm,
+    models,
+)
 from lstmjax.diagnostics import (
     STEPS,
     CellPath,
@@ -303,6 +312,28 @@ def test_gates_of_the_gru(x64):
     got = run(partial(gates, "gru"), params, states, xs)
     z = xs @ params.w_x[:, : 2 * H] + states.h[:-1] @ params.w_h[:, : 2 * H] + params.b[: 2 * H]
     assert_close((got["r"], got["z"]), (sigmoid(z)[..., :H], sigmoid(z)[..., H:]), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cell", "other", "message"),
+    [
+        ("gru", {}, "params: got LSTMParams, expected GRUParams with cell 'gru'"),
+        ("fgr", {}, "params: got LSTMParams, expected FGRParams with cell 'fgr'"),
+        ("lstm", {"states": GRUState}, "states: got GRUState, expected LSTMState with cell 'lstm'"),
+        ("lstm", {"states": tuple}, "states: got tuple, expected a state of [T+1, B, H] arrays"),
+    ],
+)
+def test_weights_and_states_of_another_cell_have_no_gates(cell, other, message):
+    params = init_lstm(jax.random.key(0), D, H)
+    h = jnp.zeros((T + 1, B, H))
+    make = other.get("states")
+    states = (h, h) if make is tuple else GRUState(h) if make else LSTMState(h, h)
+    with pytest.raises(ValueError) as error:
+        gates(cell, params, states, jnp.zeros((T, B, D)))
+    assert str(error.value) == message
+    if make is tuple:
+        with pytest.raises(ValueError, match="^states: got tuple, expected a state of"):
+            diagnostics.jacobian_radius(STEPS["lstm"], params, states, jnp.zeros((T, B, D)))
 
 
 def test_every_cell_has_a_step_and_gates_where_it_has_gates():

@@ -296,6 +296,8 @@ def test_narrow_biases_are_the_rounded_wide_ones(law, dtype):
         (lambda: log_uniform(None), ("max_lag", "None", "number")),
         (lambda: chrono("8"), ("max_lag", "'8'", "number")),
         (lambda: chrono(float("inf")), ("max_lag", "inf", "finite")),
+        (lambda: jax.jit(lambda lag: chrono(lag) and lag)(5.0), ("max_lag", "not traced")),
+        (lambda: jax.jit(lambda lag: log_uniform(lag) and lag)(5.0), ("max_lag", "not traced")),
         (
             lambda: uniform_gate(jax.random.key(0), 1, jnp.float32),
             ("hidden_size", "1", ">= 2 for uniform_gate"),

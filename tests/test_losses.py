@@ -78,6 +78,20 @@ def test_totals_of_16_bits_are_of_float32(dtype):
     assert [(a.dtype, float(a)) for a in losses.total(ones, ones)] == [(jnp.float32, 70_001)] * 2
 
 
+@pytest.mark.parametrize(
+    ("values", "weight", "expected"),
+    [
+        (np.array([2, 2, 2]), np.array([0.5, 0.5, 0.25], "f4"), (2.5, 1.25)),
+        (np.array([100, 100], "i1"), np.array([2, 1], "i1"), (300, 3)),
+        (np.array([True, False]), np.array([True, True]), (1, 2)),
+        (np.full(3, 60_000, "f2"), np.full(3, 2, "f2"), (360_000, 6)),
+    ],
+)
+def test_totals_of_any_dtype_are_of_float32(values, weight, expected):
+    found = losses.total(jnp.asarray(values), jnp.asarray(weight))
+    assert [(a.dtype, float(a)) for a in found] == [(jnp.float32, n) for n in expected]
+
+
 def test_mean_of_nothing_is_zero_and_has_a_finite_gradient():
     def loss(v):
         return losses.mean(losses.total(v, jnp.zeros(2)))

@@ -308,6 +308,48 @@ def test_there_is_a_state_for_each_layer():
 
 
 @pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (np.ones((2, 5)), {}, "inputs: got shape [2, 5], expected [B, T, D]"),
+        ("words", {}, "inputs: got str, expected an array"),
+        (np.ones((2, 5, 3)), {"mask": np.ones((5, 2))}, "mask: got shape [5, 2], expected [2, 5]"),
+        (np.ones((2, 5, 3)), {"mask": np.ones(5)}, "mask: got shape [5], expected [2, 5]"),
+        (np.ones((2, 5, 3)), {"key": 3}, "key: got int, expected a PRNG key"),
+    ],
+)
+def test_batches_that_do_not_fit_are_named(inputs, options, message):
+    """As they were given, and not as the core turns them."""
+    with pytest.raises(ValueError) as error:
+        SequenceModel("lstm", 4, 1).init(jax.random.key(0), inputs, **options)
+    assert str(error.value).startswith(message)
+
+
+def test_a_mask_may_be_a_list():
+    model, xs = SequenceModel("lstm", 4, 1), jax.random.normal(jax.random.key(1), (2, 3, 2))
+    variables, mask = model.init(jax.random.key(0), xs), [[1, 1, 0], [1, 1, 1]]
+    wanted = model.apply(variables, xs, mask=jnp.array(mask, bool))
+    jax.tree.map(np.testing.assert_array_equal, model.apply(variables, xs, mask=mask), wanted)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"output_size": 0}, "output_size: got 0, expected a whole number >= 1"),
+        ({"input_size": -1}, "input_size: got -1, expected a whole number >= 1"),
+        ({"vocabulary_size": 7}, "input_size: got None, expected a whole number >= 1"),
+        ({"vocabulary_size": 0, "input_size": 2}, "vocabulary_size: got 0, expected a whole"),
+    ],
+)
+def test_sizes_that_are_none_are_named(sizes, message):
+    inputs = np.zeros((1, 3) if "vocabulary_size" in sizes else (1, 3, 2), np.int32)
+    with pytest.raises(ValueError) as error:
+        SequenceModel(**{"cell": "gru", "hidden_size": 5, "output_size": 1} | sizes).init(
+            jax.random.key(0), inputs
+        )
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"word_dropout": 0.1}, "word_dropout: got 0.1, expected 0 without a vocabulary"),

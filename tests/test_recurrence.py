@@ -248,10 +248,34 @@ def test_rows_of_length_zero_hand_their_state_on(name, x64):
     assert not any(np.any(g) for g in jax.tree.leaves((of_params, of_xs)))
 
 
+@pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("method", ["fused", "scan", "unrolled"])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_state_of_a_row_without_steps_is_never_read(name, method, values_and_gradients, x64):
+def test_a_state_that_a_reset_comes_before_is_never_read(
+    name, method, reverse, values_and_gradients, x64
+):
+    """Row 1 is padded in front, and begins with a reset, in whichever order it is run."""
     layer, _, params, xs, state, weights = problem(name)
+    valid, resets = np.ones((T, B), bool), np.zeros((T, B))
+    valid[-1 if reverse else 0, 1] = False
+    resets[-2 if reverse else 1, 1] = resets[2, 2] = 1
+    of_row = np.array([0, 1, 0, 0], bool)[:, None]
+    bad, zeros = (
+        oracle.tree_map(lambda s, v=v: np.where(of_row, v, s), state) for v in (np.nan, 0)
+    )
+    run = functools.partial(layer, mask=valid, resets=resets, reverse=reverse, method=method)
+    got = values_and_gradients(run, weights, params, xs, bad)
+    oracle.assert_close(got, values_and_gradients(run, weights, params, xs, zeros), 1e-12)
+
+
+@pytest.mark.parametrize("truncation", [None, (2, 2)])
+@pytest.mark.parametrize("method", ["fused", "scan", "unrolled"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_state_of_a_row_without_steps_is_never_read(
+    name, method, truncation, values_and_gradients, x64
+):
+    layer, _, params, xs, state, weights = problem(name)
+    layer = functools.partial(layer, truncation=truncation)
     valid = np.arange(T)[:, None] < np.array([3, 0, T, 1])
     of_row = np.array([0, 1, 0, 0], bool)[:, None]
     bad, zeros = (

@@ -246,6 +246,10 @@ def test_streams_of_layers_say_what_is_wrong():
         stream_layer(lstm)(PARAMS, None, np.ones(3, "f4"))
     with pytest.raises(ValueError, match="^reverse: got True, expected False: a stream runs forw"):
         stream_layer(functools.partial(lstm, reverse=True))
+    with pytest.raises(ValueError, match="^reverse: got True, expected False: a stream runs forw"):
+        stream_layer(functools.partial(stack, functools.partial(lstm, reverse=True)))
+    with pytest.raises(ValueError, match="^reverse: got True, expected False: a stream runs forw"):
+        stream_layer(functools.partial(stack, lstm, reverse=True))
     with pytest.raises(ValueError, match=r"^x_t: got shape \[2\], expected \[B, D\]"):
         stream_model(SequenceModel("lstm", 3, 1))({}, None, np.ones(2, "f4"))
     with pytest.raises(ValueError, match="^model: got function, expected a SequenceModel"):

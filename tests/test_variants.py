@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import pickle
 
 import jax
 import jax.monitoring
@@ -276,6 +277,11 @@ def test_a_stack_of_both_directions_is_its_layers_by_hand(name, x64):
     both = functools.partial(bidirectional, layer)
     ours = run(functools.partial(stack, both), pairs, xs, lengths=lengths, noise=noise)
     oracle.assert_close(ours, run(by_hand, params, xs), 1e-12)
+
+
+def test_a_variant_can_be_pickled():
+    for found in (variants.cifg, variants.cifg_step, variants.init_cifg):
+        assert pickle.loads(pickle.dumps(found)) is found
 
 
 @pytest.mark.parametrize("name", ["fgr"])

@@ -169,6 +169,19 @@ def test_a_learned_state_is_every_rows_and_its_gradient_their_sum(name, x64):
     assert min(np.abs(g).max() for g in sums) > 1e-3
 
 
+def test_a_partial_s_own_resets_lead_to_the_learned_state(x64):
+    """As those do that are given."""
+    rng = np.random.default_rng(5)
+    params = init_lstm(jax.random.key(0), 2, 3, dtype=jnp.float64)
+    learned = LearnedState(params, LSTMState(*rng.normal(size=(2, 3))))
+    xs, resets = rng.normal(size=(6, 2, 2)), np.arange(6)[:, None] == np.array([2, 4])
+    for options in ({}, {"reset_to": LSTMState(*rng.normal(size=(2, 2, 3)))}):
+        options = {"resets": resets, **options}
+        wanted = variants.learned_state(lstm)(learned, xs, **options)
+        got = variants.learned_state(functools.partial(lstm, **options))(learned, xs)
+        oracle.assert_close(got, wanted, 0.0)
+
+
 def test_a_given_state_goes_before_the_learned_one(x64):
     rng = np.random.default_rng(96)
     params, xs = random_params(rng, "lstm", False), rng.normal(size=(T, B, D))
