@@ -7,9 +7,10 @@
     h_t = (1 − z_t) ⊙ n_t + z_t ⊙ h_{t-1}                            output
 
 ``reset_after`` is Keras's name for the choice. Reset after the product is the version of cuDNN,
-PyTorch, Flax and Keras 2.3 and later; reset before it is that of the first paper's second version,
-TensorFlow 1 and Keras 1. Gates stand in the order r, z, n on the last axis (PyTorch's; Keras puts
-z first), and z weighs the old state (in some papers it weighs the new one).
+PyTorch, Flax, tf.keras of TensorFlow 2 and Keras 3; reset before it is that of the first paper's
+second version, TensorFlow 1, Keras 1 and, unless asked for the other, Keras 2. Gates stand in the
+order r, z, n on the last axis (PyTorch's; Keras puts z first), and z weighs the old state (in some
+papers it weighs the new one).
 
 Letters: T time, B batch, D input, H hidden.
 """

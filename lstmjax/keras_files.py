@@ -15,6 +15,7 @@ import re
 import zipfile
 import zlib
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,7 +48,8 @@ class KerasFile(NamedTuple):
         layer's entries, or forward and backward entries, or the layers of a nested model.
       settings: layer name → its configuration in the file (activation, recurrent_activation,
         go_backwards, stateful, …), that of a wrapped layer or cell in the same dict; empty for
-        files without configuration.
+        files without configuration. A layer of a nested model that shares its name with another
+        layer stands under its path ("encoder/lstm").
     """
 
     weights: dict
@@ -105,7 +107,8 @@ def _read_h5(opened: hdf5.Group) -> tuple[dict, dict]:
     group = opened.get("model_weights", opened)
     if not any(name.startswith("layer_names") for name in group.attrs):
         return _lstms(_counted(opened)), {}
-    weights = OrderedDict()
+    config = json.loads(opened.attrs.get("model_config", "{}"))
+    two_way, weights = set(_two_way(config)), OrderedDict()
     for layer in _names(group, "layer_names"):
         tree = {}
         for name in _names(group.at(layer), "weight_names"):
@@ -115,8 +118,7 @@ def _read_h5(opened: hdf5.Group) -> tuple[dict, dict]:
                 node = node.setdefault(part, {})
             node[last] = _array(group.at(layer).at(name))
         if found := _lstms(tree):
-            weights[layer] = found
-    config = json.loads(opened.attrs.get("model_config", "{}"))
+            weights[layer] = _directed(layer, found, two_way)
     return weights, _settings(weights, _layers_of(config))
 
 
@@ -157,7 +159,7 @@ def _named(weights: dict, layers: list[dict]) -> OrderedDict:
         seen[kind] += 1
         if stored in weights:
             found, inner = weights.pop(stored), _layers_of(layer)
-            named[_name(layer)] = _named(found, inner) if inner else found
+            named[_name(layer) or stored] = _named(found, inner) if inner else found
     named.update(weights)  # what a model of a class of its own has besides its layers
     return named
 
@@ -195,6 +197,32 @@ def _lstms(tree: dict) -> dict:
     return found
 
 
+def _directed(name: str, tree: dict, two_way: set[str]) -> dict:
+    """A layer's tree, the two directions of bidirectional layers under names that say so.
+
+    Keras 3 begins the first one's name with "forward_", but leaves a ``backward_layer`` its own.
+    The configuration does not know the bidirectional layers within layers of a user's class:
+    those are known by the name that Keras gives them.
+    """
+    if _is_lstm(tree):
+        return tree
+    if name in two_way or re.fullmatch(r"bidirectional(_\d+)?", name):
+        sides = list(_sides(tree))
+        if sorted(forward for forward, _ in sides) == [False, True]:
+            both = dict(sides)
+            return {"forward_layer": both[True], "backward_layer": both[False]}
+    return {part: _directed(part, below, two_way) for part, below in tree.items()}
+
+
+def _sides(tree: dict, forward: bool = False) -> Iterator[tuple[bool, dict]]:
+    """The LSTM layers of a tree, each with whether its path names it a forward direction."""
+    if _is_lstm(tree):
+        yield forward, tree
+        return
+    for name, below in tree.items():
+        yield from _sides(below, forward or name.startswith("forward_"))
+
+
 def _is_lstm(tree: dict) -> bool:
     """Whether these are the weights of an LSTM: no other layer has this recurrent kernel."""
     for name, blocks in (("recurrent_kernel", 4), ("U", 4), ("U_i", 1)):
@@ -221,23 +249,45 @@ def _layers_of(model: dict) -> list[dict]:
     return config if isinstance(config, list) else config.get("layers", [])
 
 
-def _name(layer: dict) -> str:
-    config = layer["config"]
-    return config["name"] if isinstance(config, dict) and "name" in config else layer["name"]
+def _name(layer: dict) -> str | None:
+    """A layer's name; None in Sequential models for a class without a ``get_config`` of its own."""
+    config = layer.get("config")
+    own = config.get("name") if isinstance(config, dict) else None
+    return own or layer.get("name")
+
+
+def _two_way(config: Any) -> Iterator[str]:
+    """The names of the bidirectional layers anywhere in a configuration."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "Bidirectional":
+            yield _name(config)
+        config = list(config.values())
+    for part in config if isinstance(config, list) else ():
+        yield from _two_way(part)
 
 
 def _settings(weights: dict, layers: list[dict]) -> dict:
-    """Layer name → configuration, for the layers that stand in ``weights``."""
-    settings = {}
+    """Layer name, or path if others have the name → configuration, for what is in ``weights``."""
+    found = dict(_configured(weights, layers, ()))
+    times = Counter(name for *_, name in found)
+    return {
+        path[-1] if times[path[-1]] == 1 else "/".join(path): config
+        for path, config in found.items()
+    }
+
+
+def _configured(
+    weights: dict, layers: list[dict], above: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """The path and the configuration of each layer that stands in ``weights``."""
     for layer in layers:
         name = _name(layer)
         if name not in weights:
             continue
         if inner := _layers_of(layer):
-            settings |= _settings(weights[name], inner)
+            yield from _configured(weights[name], inner, (*above, name))
         else:
-            settings[name] = _unwrapped(layer)
-    return settings
+            yield (*above, name), _unwrapped(layer)
 
 
 def _unwrapped(layer: dict) -> dict:

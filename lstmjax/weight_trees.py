@@ -107,7 +107,14 @@ def to_array(name: str, leaf: Any) -> jax.Array:
     """A leaf as a floating JAX array; raises ``ValueError`` where it is none."""
     if isinstance(leaf, str | bytes):  # JAX would take it for the name of a dtype
         raise ValueError(f"{name}: got {leaf!r}, expected an array")
-    array = checks.as_array(name, leaf if isinstance(leaf, jax.Array) else _known(leaf))
+    try:
+        known = leaf if isinstance(leaf, jax.Array) else _known(leaf)
+    except (RuntimeError, TypeError, ValueError) as error:  # PyTorch's meta device, its float8
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{name}: got {type(leaf).__name__} ({reason}), expected an array"
+        ) from error
+    array = checks.as_array(name, known)
     checks.floating(name, array)
     return array
 

@@ -90,6 +90,42 @@ def test_load_refuses(framework, weights, message):
         interop.load(framework, weights)
 
 
+class Unreadable:
+    """A PyTorch tensor that has no content, or one of a dtype that NumPy has not."""
+
+    dtype, shape = "torch.float32", (16,)
+
+    def __init__(self, error):
+        self.error = error
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def numpy(self):
+        raise self.error
+
+
+UNREADABLE = [
+    NotImplementedError("Cannot copy out of meta tensor; no data!\nMore."),
+    TypeError("Got unsupported ScalarType Float8_e4m3fn"),
+    ValueError("Quantized"),
+]
+
+
+@pytest.mark.parametrize("error", UNREADABLE)
+def test_what_a_tensor_does_not_give_is_one_line_that_names_it(error):
+    weights = TORCH | {"bias_ih_l0": Unreadable(error)}
+    reason = str(error).split("\n")[0]
+    for call in (interop.load, interop.load_stack):
+        with pytest.raises(ValueError, match="bias_ih_l0") as caught:
+            call("torch", weights)
+        message = f"weights['bias_ih_l0']: got Unreadable ({reason}), expected an array"
+        assert str(caught.value) == message
+        assert caught.value.__cause__ is error
+
+
 @pytest.mark.parametrize("forget_bias", ["1", float("nan")])
 def test_forget_bias_is_a_number(forget_bias):
     for call, given in (

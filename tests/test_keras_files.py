@@ -98,9 +98,11 @@ def test_files_without_configuration_have_no_settings(name):
 # --- files made here -----------------------------------------------------------------------------
 
 
-def legacy(path, layers, pieces=1):
+def legacy(path, layers, pieces=1, config=None):
     """A file as Keras 2 writes weights: ``layers``: name → {weight name: array}."""
     with h5py.File(path, "w") as file:
+        if config is not None:
+            file.attrs["model_config"] = json.dumps(config)
         names = [name.encode() for name in layers]
         if pieces == 1:
             file.attrs["layer_names"] = names
@@ -218,6 +220,136 @@ def test_the_configuration_names_and_orders_the_layers(tmp_path):
     file = archive(tmp_path / "b.keras", {"class_name": "Mine", "config": {}}, stored)
     assert list(file.weights) == ["decoder", "lstm", "lstm_1", "my_lstm2_layer"]
     assert file.settings == {}
+
+
+def lstm_config(name, **more):
+    return {"class_name": "LSTM", "config": {"name": name, **more}}
+
+
+def model_config(name, layers):
+    return {"class_name": "Sequential", "config": {"name": name, "layers": layers}}
+
+
+def bidirectional_config(name, forward, backward):
+    sides = {"layer": lstm_config(forward), "backward_layer": lstm_config(backward)}
+    return {"class_name": "Bidirectional", "config": {"name": name, **sides}}
+
+
+FIRST, SECOND = (
+    kernels(3, 2, seed=1),
+    kernels(3, 2, seed=2),
+)  # of equal shapes: they could be stacked
+
+
+def two_sides(path, forward="forward_lstm", backward="lstm_1"):
+    """As Keras 3 names the weights of a bidirectional layer that was given a backward layer."""
+    names = (
+        under(f"{path}/{forward}/lstm_cell", FIRST),
+        under(f"{path}/{backward}/lstm_cell", SECOND),
+    )
+    return {name.removesuffix(":0"): array for side in names for name, array in side.items()}
+
+
+def read_one(path, layers, config=None):
+    legacy(path, layers, config=config)
+    file = interop.load_keras_file(path)
+    return file, interop.load_stack("keras", file.weights)
+
+
+def assert_both(layer):
+    assert isinstance(layer, Bidirectional)
+    for got, want in zip(layer, (FIRST, SECOND), strict=True):
+        np.testing.assert_array_equal(got.w_x, want["kernel:0"].astype(np.float32))
+        np.testing.assert_array_equal(got.w_h, want["recurrent_kernel:0"].astype(np.float32))
+
+
+def test_a_backward_layer_of_any_name_is_a_direction(tmp_path):
+    path, both = tmp_path / "a.h5", bidirectional_config("both", "forward_lstm", "lstm_1")
+    config = model_config("m", [both])
+    given = two_sides("m/both")
+    file, [layer] = read_one(path, {"both": given}, config)
+    assert list(file.weights["both"]) == ["forward_layer", "backward_layer"]
+    assert list(file.settings) == ["both"]
+    assert_both(layer)
+    frozen = dict(sorted(given.items(), reverse=True))  # what is not trained comes last
+    assert_both(read_one(path, {"both": frozen}, config)[1][0])
+    # Built before it was given.
+    elsewhere = {name.replace("m/both/lstm_1", "lstm_1"): array for name, array in given.items()}
+    assert_both(read_one(path, {"both": elsewhere}, config)[1][0])
+    # In a nested model, and in another wrapper.
+    file, [layer] = read_one(path, {"m": given}, model_config("outer", [config]))
+    assert list(file.settings) == ["both"]
+    assert_both(layer)
+    wrapper = {"class_name": "TimeDistributed", "config": {"name": "each", "layer": both}}
+    each = two_sides("m/each/both")
+    assert_both(read_one(path, {"each": each}, model_config("m", [wrapper]))[1][0])
+
+
+def test_keras_own_name_for_bidirectional_layers_is_known_without_configuration(tmp_path):
+    path = tmp_path / "a.h5"
+    given = two_sides("m/bidirectional_12")
+    assert_both(read_one(path, {"bidirectional_12": given})[1][0])
+    own = two_sides("m/mine/bidirectional")  # within a layer of a user's class
+    assert_both(read_one(path, {"mine": own}, model_config("m", [{"class_name": "Mine"}]))[1][0])
+
+
+def test_other_pairs_of_layers_are_no_directions(tmp_path):
+    sizes = {"forward_pass": kernels(3, 2), "rest": kernels(2, 2)}
+    inner = {k: a for name, w in sizes.items() for k, a in under(name, w).items()}
+    layers = [lstm_config(name) for name in sizes]
+    for config in (None, model_config("m", [model_config("inner", layers)])):
+        file, stack = read_one(tmp_path / "a.h5", {"inner": inner}, config)
+        assert list(file.weights["inner"]) == ["forward_pass", "rest"]
+        assert [params.w_x.shape for params in stack] == [(3, 8), (2, 8)]
+
+
+NAMELESS = {"class_name": "Mine", "config": {"units": 1}}  # no get_config of its own, Sequential
+
+
+def test_layers_whose_configuration_has_no_name(tmp_path):
+    config = model_config("m", [lstm_config("lstm_7"), NAMELESS])
+    stored = {"layers/lstm": FIRST, "layers/mine/inner": SECOND}
+    file = archive(tmp_path / "a.keras", config, stored)
+    assert list(file.weights) == ["lstm_7", "mine"]
+    assert list(file.settings) == ["lstm_7"]
+    np.testing.assert_array_equal(file.weights["mine"]["inner"]["kernel"], SECOND["kernel:0"])
+    file = archive(tmp_path / "b.keras", config, {"layers/lstm": FIRST})
+    assert list(file.weights) == ["lstm_7"]
+    layers = {"lstm_7": under("lstm_7", FIRST), "mine": {"mine/k:0": np.ones((2, 1))}}
+    file, [params] = read_one(tmp_path / "a.h5", layers, config)
+    assert list(file.settings) == ["lstm_7"]
+    np.testing.assert_array_equal(params.w_x, FIRST["kernel:0"].astype(np.float32))
+
+
+def test_settings_of_layers_of_one_name_stand_under_their_paths(tmp_path):
+    def nested(name, gate):
+        gates = {"recurrent_activation": gate}
+        layers = [lstm_config("lstm", **gates), lstm_config(f"{name}_own", **gates)]
+        return model_config(name, layers)
+
+    models = [nested("enc", "hard_sigmoid"), nested("dec", "sigmoid")]
+    top = lstm_config("lstm", recurrent_activation="linear")
+    layers = {
+        name: under("lstm", kernels(2, 2)) | under(f"{name}_own", kernels(2, 2))
+        for name in ("enc", "dec")
+    }
+    file, _ = read_one(tmp_path / "a.h5", layers, model_config("m", models))
+    gates = {name: layer["recurrent_activation"] for name, layer in file.settings.items()}
+    assert gates == {
+        "enc/lstm": "hard_sigmoid",
+        "enc_own": "hard_sigmoid",
+        "dec/lstm": "sigmoid",
+        "dec_own": "sigmoid",
+    }
+    layers["lstm"] = under("lstm", kernels(2, 2))
+    file, _ = read_one(tmp_path / "b.h5", layers, model_config("m", [*models, top]))
+    gates = {name: layer["recurrent_activation"] for name, layer in file.settings.items()}
+    assert list(gates) == ["enc/lstm", "enc_own", "dec/lstm", "dec_own", "lstm"]
+    assert [gates["enc/lstm"], gates["dec/lstm"], gates["lstm"]] == [
+        "hard_sigmoid",
+        "sigmoid",
+        "linear",
+    ]
 
 
 # --- what is refused -----------------------------------------------------------------------------
