@@ -50,6 +50,7 @@ from lstmjax.keeper import Keeper, save_every
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel
 from lstmjax.provenance import count_parameters
 from lstmjax.records import Run, matching_row, params_sha256
+from lstmjax.scores import means
 from lstmjax.variants import VARIANTS
 
 
@@ -109,7 +110,8 @@ class Config:
     resume: str | None = None
     """Folder of a run to go on with, to the same bits; its settings are taken from there."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """What to do when a loss or gradient is not finite: end the run, or leave the step out."""
+    """What to do when a loss or gradient is not finite: end the run, or leave the step out, unless
+    25 in a row are such."""
     deterministic: bool = False
     """Whether to ask XLA for the same bits on every run, on a GPU too, and to check it."""
     out: str | None = None
@@ -276,9 +278,9 @@ def learn(
             seen.add(keeper.checked(state, metrics))
             keeper.after_piece(state)
         metrics = seen.take()
-        means = losses.means(metrics)
-        mse.append(means.pop("loss"))
-        folder.log(int(state.step), epoch=epoch, train_mse=mse[-1], **means)
+        now = means(metrics)
+        mse.append(now.pop("loss"))
+        folder.log(int(state.step), epoch=epoch, train_mse=mse[-1], **now)
         diagnosis.log(int(state.step), metrics)
         bar.update()
         bar.set_postfix(mse=f"{mse[-1]:.2e}")
@@ -322,7 +324,7 @@ def run(config: Config) -> None:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(distributed.open_run("forecast", config))
         work = Work(folder, [], train.Tally(), clock, diagnosis)
-        keeper = stack.enter_context(Keeper(folder, config, work.parts()))
+        keeper = stack.enter_context(Keeper(folder, config, work.parts(), dataset=dataset))
         state = parallel.place(keeper.restored(state), devices)
         state = learn(config, windows, devices, state, keeper, work)
         if not distributed.is_main():
@@ -334,9 +336,10 @@ def run(config: Config) -> None:
         params = checkpoint.load_params(folder.path / "params.safetensors", params)
         diagnosis.look("trained", params)
         title = f"{config.cell} on {dataset.title}"
-        curve = {"training": (np.arange(1, config.epochs + 1), work.mse)}
+        mse = [float(value) for value in work.mse]  # from a checkpoint, NaN is a text
+        curve = {"training": (np.arange(1, config.epochs + 1), mse)}
         folder.figure("loss", plots.learning_curve(title, curve, "MSE", xlabel="epoch", logy=True))
-        found = {"train_mse": work.mse[-1], **forecast(config, windows, params, title, work)}
+        found = {"train_mse": mse[-1], **forecast(config, windows, params, title, work)}
         folder.finish(
             dataset=dataset,
             metrics=found | diagnosis.finish(folder, title) | keeper.numbers(),
@@ -371,7 +374,7 @@ def run_lanes(config: Config, windows: dict, dataset: Dataset) -> None:
     data = {name: windows[name] for name in "xy"}
     program = lanes.Program.of(config, clock, start=start, make_step=make_step, data=data)
     rows = [np.arange(len(windows["x"]))] * len(program.lanes)
-    with lane_runs.opened("forecast", config, program, clock) as work:
+    with lane_runs.opened("forecast", config, program, clock, dataset=dataset) as work:
         scores, keeper = work.scores, work.keeper
         bar = tqdm(total=config.epochs, initial=keeper.epoch - 1, unit=" epochs", disable=None)
         for epoch in keeper.epochs(config.epochs):
@@ -379,8 +382,8 @@ def run_lanes(config: Config, windows: dict, dataset: Dataset) -> None:
             for plans in keeper.left(pieces):
                 scores.count(work.watch.checked(plans, program.advance(plans)))
                 keeper.after_piece(program.states)
-            means = [{"mse": own["loss"]} for own in scores.trained()]
-            scores.add("train", program.step(), epoch, means, range(len(rows)))
+            own = [{"mse": lane["loss"]} for lane in scores.trained()]
+            scores.add("train", program.step(), epoch, own, range(len(rows)))
             bar.update()
             keeper.after_epoch(program.states, last=epoch == config.epochs)
         bar.close()

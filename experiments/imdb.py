@@ -49,7 +49,7 @@ from lstmjax.lane_classifiers import Problem, Split, classify
 from lstmjax.models import Cell, Init, Method, Precision, SequenceModel, gate_bias
 from lstmjax.records import Run, matching_row, params_sha256, write_file
 from lstmjax.reviewer import Predict, predict
-from lstmjax.scores import Scores, finish
+from lstmjax.scores import Scores, finish, means
 from lstmjax.variants import VARIANTS
 
 
@@ -145,7 +145,8 @@ class Config:
     resume: str | None = None
     """Folder of a run to go on with, to the same bits; its settings are taken from there."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """What to do when a loss or gradient is not finite: end the run, or leave the step out."""
+    """What to do when a loss or gradient is not finite: end the run, or leave the step out, unless
+    25 in a row are such."""
     deterministic: bool = False
     """Whether to ask XLA for the same bits on every run, on a GPU too, and to check it."""
     out: str | None = None
@@ -313,7 +314,7 @@ def learn(
         for piece in parallel.ahead(keeper.left(pieces), devices):
             state, metrics = advance(state, data, piece)
             metrics = keeper.checked(state, metrics)
-            now = losses.means(metrics)
+            now = means(metrics)
             folder.log(int(state.step), epoch=epoch, **now)
             diagnosis.log(int(state.step), metrics)
             bar.update(int(metrics["loss"][1].sum()))
@@ -321,13 +322,12 @@ def learn(
             seen.add(metrics)
             keeper.after_piece(state)
         clock.end_epoch()
-        scores.add("train", int(state.step), epoch, losses.means(seen.take()))
+        scores.add("train", int(state.step), epoch, means(seen.take()))
         splits = ["validation"] if config.validation_size else []
         # The test split is scored once, after the last epoch, unless asked for.
         splits += ["test"] if config.test_every_epoch or epoch == config.epochs else []
         for split in splits:
-            means = evaluate(state.params, dataset.splits[split])
-            scores.add(split, int(state.step), epoch, means)
+            scores.add(split, int(state.step), epoch, evaluate(state.params, dataset.splits[split]))
         keeper.after_epoch(state, scores.last("validation"), last=epoch == config.epochs)
     bar.close()
     return state
@@ -355,7 +355,7 @@ def run(config: Config) -> None:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(distributed.open_run("imdb", config))
         work = Work(folder, Scores(folder), train.Tally(), clock, diagnosis)
-        keeper = stack.enter_context(Keeper(folder, config, work.parts()))
+        keeper = stack.enter_context(Keeper(folder, config, work.parts(), dataset=dataset))
         state = parallel.place(keeper.restored(state), devices)
         state = learn(config, model, dataset, devices, state, keeper, work)
         if not distributed.is_main():
@@ -375,6 +375,7 @@ def run(config: Config) -> None:
             devices=devices,
             row=matching_row(config, ROWS),
             more=diagnosis.finish(folder, title) | keeper.numbers(),
+            updates=int(state.step),
         )
 
 

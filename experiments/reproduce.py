@@ -263,8 +263,8 @@ def told(group: tables.Group, record: Mapping[str, Any]) -> list[str]:
 def folder_of(config: Config) -> Path:
     """The folder of all runs, which says what was asked for."""
     if config.resume is not None:
-        return Path(config.resume)
-    path = Path(config.out or f"runs/reproduce-{datetime.now():%Y%m%d-%H%M%S}")
+        return Path(config.resume).expanduser()
+    path = Path(config.out or f"runs/reproduce-{datetime.now():%Y%m%d-%H%M%S}").expanduser()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(f"--out: {path} exists and is not empty: choose another --out")
     path.mkdir(parents=True, exist_ok=True)

@@ -197,6 +197,7 @@ def run(config: Config) -> None:
     frameworks = check(config)
     jax.config.update("jax_platforms", "cpu")  # what the record says of the machine, too
     with Run.open("seconds", config) as folder:
+        folder.write_story()  # nothing refuses to go on from here
         found = train_all(config, frameworks, folder.path / "runs")
         lines = [line_of(name, [runs[name] for runs in found.values()]) for name in frameworks]
         ours = found[config.seed]["lstmjax"]  # which stands for the others

@@ -113,7 +113,8 @@ class Config:
     resume: str | None = None
     """Folder of a run to go on with, to the same bits; its settings are taken from there."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """What to do when a loss or gradient is not finite: end the run, or leave the step out."""
+    """What to do when a loss or gradient is not finite: end the run, or leave the step out, unless
+    25 in a row are such."""
     deterministic: bool = False
     """Whether to ask XLA for the same bits on every run, on a GPU too, and to check it."""
     out: str | None = None
@@ -338,7 +339,7 @@ def train_learners(
                 live.show(work.frames[-1])
             for number, (label, (_, advance)) in enumerate(learners.items()):
                 states[number], metrics = advance(states[number], piece)
-                metrics = keeper.checked(states[number], metrics)
+                metrics = keeper.checked(states[number], metrics, label)
                 added, counted = metrics["loss"]
                 means = np.where(counted > 0, added / np.maximum(counted, 1), np.nan)
                 work.mse[label].extend(means.tolist())
@@ -403,7 +404,8 @@ def run(config: Config) -> None:
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(distributed.open_run("sin", config))
         work = Work(folder, {label: [] for label in learners}, [], clock, diagnosis)
-        keeper = stack.enter_context(Keeper(folder, config, work.parts(), pack=pack))
+        keeper = Keeper(folder, config, work.parts(), dataset=dataset, pack=pack)
+        stack.enter_context(keeper)
         states = keeper.restored(states)
         states = train_learners(config, data, learners, devices, states, keeper, work, live)
         if not distributed.is_main():

@@ -161,7 +161,8 @@ class Config:
     resume: str | None = None
     """Folder of a run to go on with, to the same bits; its settings are taken from there."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """What to do when a loss or gradient is not finite: end the run, or leave the step out."""
+    """What to do when a loss or gradient is not finite: end the run, or leave the step out, unless
+    25 in a row are such."""
     deterministic: bool = False
     """Whether to ask XLA for the same bits on every run, on a GPU too, and to check it."""
     out: str | None = None

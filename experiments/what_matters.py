@@ -349,6 +349,7 @@ def run(config: Config) -> None:
     check(config)
     cells = plan(config)
     with Run.open("what_matters", config) as folder:
+        folder.write_story()  # nothing refuses to go on from here
         found = fit_all(cells, folder.path)
         records = {key: done for key, done in found.items() if isinstance(done, dict)}
         if not records:

@@ -9,6 +9,7 @@ In both, names are the paths of the tree, joined by dots: "layer_0.weights.w_x".
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -66,6 +67,9 @@ class Checkpoints:
         """Orbax's manager of the folder."""
         import orbax.checkpoint as ocp  # a second to import: only a run needs it
 
+        # Of a full disk Orbax logs hundreds of lines, and raises it: one line is made of that.
+        for name in ("absl", "orbax"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         # What is in a checkpoint's own metadata may be damaged; nothing here depends on it.
         # Of several processes only the first comes here: Orbax is not to wait for the others.
         alone = {"active_processes": {0}, "barrier_sync_key_prefix": "checkpoints"}

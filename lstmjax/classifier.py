@@ -19,7 +19,6 @@ from lstmjax import (
     distributed,
     lane_classifiers,
     lanes,
-    losses,
     parallel,
     reproducible,
     scores,
@@ -124,7 +123,8 @@ def _one(
         folder = stack.enter_context(distributed.open_run(experiment, config))
         found, seen = scores.Scores(folder), train.Tally()
         parts = {"scores": found.epochs, "epoch": seen, "seconds": ready.clock.seconds}
-        keeper = stack.enter_context(Keeper(folder, config, parts | {"diagnosis": diagnosis}))
+        parts |= {"diagnosis": diagnosis}
+        keeper = stack.enter_context(Keeper(folder, config, parts, dataset=dataset))
         kept = parallel.place(keeper.restored(ready.kept), devices)
         bar = progress_bar(config, problem, size, keeper.epoch)
         for epoch in keeper.epochs(config.epochs):
@@ -136,7 +136,7 @@ def _one(
                 state, metrics = ready.advance(kept.state, data, piece)
                 kept = kept._replace(state=state)
                 metrics = keeper.checked(kept, metrics)
-                now = losses.means(metrics)
+                now = scores.means(metrics)
                 folder.log(int(state.step), epoch=epoch, **now)
                 diagnosis.log(int(state.step), metrics)
                 bar.update(int(metrics["loss"][1].sum()))
@@ -163,6 +163,7 @@ def _one(
             print(f"the weights are those of epoch {chosen['best_epoch']}, {accuracy}")
         more = diagnosis.finish(folder, title) | keeper.numbers() | chosen
         how = {"seconds": ready.clock.seconds, "seed": config.seed, "devices": devices, "row": row}
+        how |= {"updates": int(kept.state.step)}
         scores.finish(folder, found, params, title=title, dataset=dataset, more=more, **how)
 
 
@@ -177,7 +178,7 @@ def _score(
 ) -> Kept:
     """Scores the splits after an epoch, and keeps its weights where they are the best so far."""
     step = int(kept.state.step)
-    found.add("train", step, epoch, losses.means(seen.take()))
+    found.add("train", step, epoch, scores.means(seen.take()))
     if "validation" in problem.splits:
         means = ready.evaluate(kept.state.params, ready.splits["validation"])
         found.add("validation", step, epoch, means)

@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstmjax import checks, diagnostic_plots, diagnostics, losses
+from lstmjax import checks, diagnostic_plots, diagnostics
 from lstmjax.models import CELLS, Recurrent, SequenceModel
 from lstmjax.precision import bfloat16_dot
 from lstmjax.records import Run
+from lstmjax.scores import means
 
 ROWS = 64  # examples that are looked at, at most
 _STEPS = 25  # steps at which Jacobians are taken, at most
@@ -273,7 +274,7 @@ class Diagnosis:
         if self.of_gradient is None:
             return
         mine = {name: metrics[name] for name in _NORMS}
-        self.norms[step] = losses.means(mine)
+        self.norms[step] = means(mine)
         for name, (added, count) in mine.items():
             self._counts[name][0] += float(np.sum(added))
             self._counts[name][1] += float(np.sum(count))

@@ -4,7 +4,7 @@ A training loop is wrapped in a ``Keeper``, which knows how far it is (which epo
 it), saves that with the state and with whatever else the loop has gathered, and starts the loop
 there when the run is taken up again:
 
-    with Run.open("imdb", config) as folder, Keeper(folder, config, {"scores": scores}) as keeper:
+    with Run.open("imdb", config) as folder, Keeper(folder, config, parts) as keeper:
         state = parallel.place(keeper.restored(state), devices)
         for epoch in keeper.epochs(config.epochs):
             for piece in parallel.ahead(keeper.left(pieces_of(epoch)), devices):
@@ -35,8 +35,11 @@ import numpy as np
 
 from lstmjax import distributed, parallel
 from lstmjax.checkpoint import named
-from lstmjax.records import Run, RunError, RunStopped, plain, to_json, write_file
+from lstmjax.records import Run, RunError, RunStopped, described, plain, to_json, write_file
 
+# With on_nan "skip" a bad batch now and then is left out, and training goes on. Where so many steps
+# in a row are not finite it is the weights that make them so, and skipping does not change those.
+MOST_SKIPPED = 25
 _ONCE = 2.0  # seconds in which a second SIGTERM is the first one's echo
 # What a second signal does where the first one would have been ignored, as in a shell's background.
 SIGNALS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
@@ -74,6 +77,7 @@ class Keeper:
         config: Any,
         parts: Mapping[str, Any],
         *,
+        dataset: Any = None,
         pack: Callable = lambda state: state,
     ):
         """Takes up the folder's checkpoints.
@@ -84,6 +88,8 @@ class Keeper:
             (a folder or None), ``on_nan`` ("stop" or "skip").
           parts: what the loop gathers, by name: lists and dicts of plain values, and objects with
             ``progress() -> JSON`` and ``restore(JSON)``.
+          dataset: what is trained on, as in ``Run.finish``: a run does not go on with other data.
+            None: nobody looks.
           pack: the part of a state that is saved, a function of the state as NumPy arrays.
 
         Raises:
@@ -92,6 +98,7 @@ class Keeper:
         """
         self.epoch, self.piece = 1, 0
         self._folder, self._parts, self._pack = folder, dict(parts), pack
+        self._data = None if dataset is None else described(dataset)
         self._every, self._unit = save_every(config.save_every)
         self._resume, self._on_nan = config.resume, config.on_nan
         if config.resume is not None and distributed.is_main():
@@ -100,6 +107,7 @@ class Keeper:
         self._plans: Sequence[Mapping[str, np.ndarray]] = ()
         self._best = -math.inf
         self._skipped = 0
+        self._in_a_row: dict[str, int] = {}  # skipped steps up to now, by learner
         self._saved = 0, time.monotonic()  # the step and the time of the last save
         self._signal: int | None = None
         self._asked = 0.0  # when the signal came
@@ -117,7 +125,8 @@ class Keeper:
           state: the state before the first step, a pytree of arrays.
 
         Raises:
-          RunError: the checkpoint is of another model, or none of the checkpoints is whole.
+          RunError: the checkpoint is of another model or of other data, or none of the checkpoints
+            is whole.
         """
         if self._resume is None:
             return state
@@ -129,10 +138,14 @@ class Keeper:
             self._folder.restore({})
             return state
         step, arrays, progress = found
-        state = _filled(self._pack(_plain_keys(state)), arrays, state, self._checkpoints.folder)
+        like = self._pack(_plain_keys(state))
         try:
+            self._check_data(progress.get("data"))  # all processes have what the first one read
+            state = _filled(like, arrays, state, self._checkpoints.folder)
             self.epoch, self.piece = progress["epoch"], progress["piece"]
             self._best, self._skipped = float(progress["best_score"]), int(progress["skipped"])
+            row = progress.get("in_a_row", {})  # checkpoints of old have none
+            self._in_a_row = {str(name): int(count) for name, count in row.items()}
             places = (self.epoch - 1, self.piece)
             if not all(type(place) is int and place >= 0 for place in places):
                 raise ValueError(f"epoch {self.epoch}, piece {self.piece}")
@@ -146,6 +159,25 @@ class Keeper:
         self._say(f"going on from step {step} in {self._folder.path}")
         return state
 
+    def _check_data(self, saved: Any) -> None:
+        """Looks whether a checkpoint is of a run on these data.
+
+        Args:
+          saved: what the checkpoint says of them; None where it was saved before any did.
+
+        Raises:
+          RunError: it is of other data.
+          ValueError: it says nothing that can be understood.
+        """
+        if saved is None or self._data is None:
+            return
+        if not all(isinstance(saved[key], str) and saved[key].isprintable() for key in self._data):
+            raise ValueError(f"data: got {saved!r}, expected {', '.join(self._data)}")
+        # The name and the source may be other ones: the same arrays are the same data.
+        if saved["sha256"] != self._data["sha256"]:
+            was, now = _told(saved), _told(self._data)
+            raise RunError(f"--resume: {self._resume} was trained on {was}, got {now}")
+
     def epochs(self, count: int) -> Iterator[int]:
         """The numbers of the epochs that are not done, up to ``count``."""
         while self.epoch <= count:
@@ -158,34 +190,39 @@ class Keeper:
 
     # ---- after each piece and epoch -------------------------------------------------------------
 
-    def checked(self, state: Any, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    def checked(
+        self, state: Any, metrics: Mapping[str, Any], learner: str = "model"
+    ) -> dict[str, Any]:
         """Looks for NaN and infinity in a piece's losses and gradients, before anything is saved.
 
         Args:
           state: after the piece.
           metrics: of a step made with ``on_nan``, (sums [K], counts [K]) by name.
+          learner: whose they are, where several learn from the same pieces.
 
         Returns:
           The metrics without those that only this is for.
 
         Raises:
-          RunError: a step's loss or gradient is not finite, and it was not skipped; or all steps of
-            a piece were. The line names the step and the norm; the rows of its batch stand in
-            `nonfinite-<step>.json`.
+          RunError: a step's loss or gradient is not finite, and it was not skipped, or it is one of
+            ``MOST_SKIPPED`` in a row that were. The line names the step and the norm; the rows of
+            its batch stand in `nonfinite-<step>.json`.
         """
         metrics = dict(metrics)
         norms = np.asarray(metrics.pop("gradient")[0])
         skipped = np.asarray(metrics.pop("skipped", (np.zeros_like(norms),))[0]) > 0
         sums, counts = (np.asarray(a) for a in metrics["loss"])
         bad = skipped | ~(np.isfinite(norms) & np.isfinite(sums))
+        row = in_a_row(skipped, self._in_a_row.get(learner, 0))
+        self._in_a_row[learner] = row[-1]
         if not bad.any():
             return metrics
         first = _step(state) - len(norms) + 1
         for k in np.flatnonzero(bad):
             loss = math.nan if skipped[k] else float(sums[k]) / max(float(counts[k]), 1)
             self._report(first + int(k), loss, float(norms[k]), self._plans[self.piece], int(k))
-            if not skipped[k] or skipped.all():
-                raise RunError(self._complaint(first + int(k), loss, float(norms[k])))
+            if not skipped[k] or row[k] >= MOST_SKIPPED:
+                raise RunError(self._complaint(first + int(k), loss, float(norms[k]), row[k]))
         self._skipped += int(skipped.sum())
         self._folder.log(_step(state), skipped=int(skipped.sum()))
         return metrics
@@ -214,8 +251,12 @@ class Keeper:
 
         Raises:
           RunStopped: a signal came, and the state is saved.
-          RunError: it cannot be saved.
+          RunError: it cannot be saved; or it is the last one, and all steps of the run were
+            skipped.
         """
+        if last and _step(state) in self._in_a_row.values():
+            batches = f"their batches are in {self._folder.path}/nonfinite-*.json"
+            raise RunError(f"{all_skipped(_step(state))}; {batches}; {self._good()}")
         self.epoch, self.piece = self.epoch + 1, 0
         best = score is not None and score > self._best
         if best:
@@ -224,14 +265,19 @@ class Keeper:
             self._stop(state, best)
         elif best or last or parallel.agree(self._due(state)):
             self._save(state, best)
+        if last:  # weights are written only where there is a checkpoint of them
+            self._checkpoints.wait()
 
     def numbers(self) -> dict[str, int]:
-        """For the record: how many updates were skipped, where they are skipped."""
-        return {"skipped_updates": self._skipped} if self._on_nan == "skip" else {}
+        """For the record: how many updates were skipped, where they are or have been."""
+        skips = self._on_nan == "skip" or self._skipped > 0
+        return {"skipped_updates": self._skipped} if skips else {}
 
     # ---- saving ---------------------------------------------------------------------------------
 
     def _due(self, state: Any) -> bool:
+        if any(self._in_a_row.values()):  # the checkpoints that stay are to be from before
+            return False
         step, then = self._saved
         passed = _step(state) - step if self._unit == "steps" else time.monotonic() - then
         return passed >= self._every
@@ -254,6 +300,8 @@ class Keeper:
             "piece": self.piece,
             "best_score": self._best,
             "skipped": self._skipped,
+            "in_a_row": self._in_a_row,
+            "data": self._data,
             "parts": {name: _progress(part) for name, part in self._parts.items()},
             "files": self._folder.progress(),
         }
@@ -280,15 +328,18 @@ class Keeper:
         if not path.exists():
             write_file(path, to_json({"step": step, "loss": loss, "norm": norm, "rows": rows}))
 
-    def _complaint(self, step: int, loss: float, norm: float) -> str:
-        self._checkpoints.wait()
-        steps = self._checkpoints.steps()
-        good = f"the last good checkpoint is of step {steps[-1]}" if steps else "nothing was saved"
+    def _complaint(self, step: int, loss: float, norm: float, row: int) -> str:
         return (
             f"step {step}: the loss is {loss:g}, the gradient's norm {norm:g}; "
-            f"its batch is in {self._folder.path}/nonfinite-{step}.json; {good}; "
-            "--on-nan skip leaves such steps out"
+            f"its batch is in {self._folder.path}/nonfinite-{step}.json; {self._good()}; "
+            f"{left_out(row)}"
         )
+
+    def _good(self) -> str:
+        """From where a run that ended itself can go on."""
+        self._checkpoints.wait()
+        steps = self._checkpoints.steps()
+        return f"the last good checkpoint is of step {steps[-1]}" if steps else "nothing was saved"
 
     def _say(self, line: str) -> None:
         """Prints a line on standard error, in one process."""
@@ -335,6 +386,36 @@ class Keeper:
         self._before = {}
 
 
+# ---- what is not finite -------------------------------------------------------------------------
+
+
+def in_a_row(skipped: Sequence[bool], before: int) -> list[int]:
+    """How many steps in a row were skipped, up to each step of a piece.
+
+    Args:
+      skipped: [K] of them.
+      before: how many in a row were skipped up to the piece.
+
+    Returns:
+      [K] counts, 0 for a step that was not skipped.
+    """
+    counts = []
+    for one in skipped:
+        before = before + 1 if one else 0
+        counts.append(before)
+    return counts
+
+
+def left_out(row: int) -> str:
+    """The end of a complaint of a step: that so many in a row were skipped, or that it could be."""
+    return f"{row} steps in a row were left out" if row else "--on-nan skip leaves such steps out"
+
+
+def all_skipped(steps: int) -> str:
+    """The complaint of a run, or of a lane, that has learned nothing."""
+    return f"all of the {steps} steps were left out: no loss and gradient was finite"
+
+
 # ---- the log ------------------------------------------------------------------------------------
 
 
@@ -370,6 +451,11 @@ def _log_aside(path: Path) -> str | None:
 
 
 # ---- parts and states ---------------------------------------------------------------------------
+
+
+def _told(data: Mapping[str, str]) -> str:
+    """A dataset in a few words."""
+    return f"{data['name'][:80]} ({data['source'][:80]}, sha256 {data['sha256'][:12]})"
 
 
 def _progress(part: Any) -> Any:

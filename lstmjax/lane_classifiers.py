@@ -157,7 +157,7 @@ def classify(
     clock = train.Clock()
     program = _program(config, problem, clock)
     size = len(problem.splits["train"].rows(config.seed)) * len(program.lanes)
-    with opened(experiment, config, program, clock) as work:
+    with opened(experiment, config, program, clock, dataset=dataset) as work:
         keeper, score = work.keeper, _lane_scorer(problem, work)
         bar = progress_bar(config, problem, size, keeper.epoch)
         for epoch in keeper.epochs(config.epochs):

@@ -7,18 +7,18 @@ chose from. The weights of lane "seed3" are in params-seed3.safetensors.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstmjax import checkpoint, losses, plots, train
+from lstmjax import checkpoint, plots, train
 from lstmjax import seeds as many
-from lstmjax.keeper import Keeper
+from lstmjax.keeper import MOST_SKIPPED, Keeper, all_skipped, in_a_row, left_out
 from lstmjax.lanes import Choice, Lane, Program, plus_minus
 from lstmjax.provenance import count_parameters
 from lstmjax.records import Run, RunError, params_sha256, to_json, write_file
+from lstmjax.scores import means
 
 # ---- lines, figures and the record --------------------------------------------------------------
 
@@ -37,16 +37,22 @@ class Opened(NamedTuple):
 
 @contextlib.contextmanager
 def opened(
-    experiment: str, config: Any, program: Program, clock: train.Clock, **parts: Any
+    experiment: str,
+    config: Any,
+    program: Program,
+    clock: train.Clock,
+    *,
+    dataset: Any = None,
+    **parts: Any,
 ) -> Iterator[Opened]:
     """The run's folder and keeper, the latter with scores, seconds and further parts to be kept.
 
-    The program goes on from where the run was.
+    The program goes on from where the run was, if it was on the same ``dataset`` (see ``Keeper``).
     """
     with Run.open(experiment, config) as folder:
         scores, watch = Scores(folder, program.lanes), Watch(folder, program, config)
         parts |= {"scores": scores, "watch": watch, "seconds": clock.seconds}
-        with Keeper(folder, config, parts, pack=program.pack) as keeper:
+        with Keeper(folder, config, parts, dataset=dataset, pack=program.pack) as keeper:
             program.put(keeper.restored(program.states))
             yield Opened(config, program, clock, folder, scores, watch, keeper)
 
@@ -117,8 +123,12 @@ def finish(
 
     Returns:
       The record's metrics.
+
+    Raises:
+      RunError: a lane has skipped all of its steps.
     """
     program = work.program
+    work.watch.ended()
     named = zip(program.lanes, program.params(), strict=True)
     weights = {lane.name: params for lane, params in named}
     for name, params in weights.items():
@@ -202,19 +212,13 @@ class Scores:
     def piece(self, step: int, epoch: int, metrics: Sequence[Any]) -> list[dict[str, float]]:
         """Adds and logs the metrics of some training steps, of all lanes; returns their means."""
         self.count(metrics)
-        means = [losses.means(own) for own in metrics]
-        log(self._folder, self._lanes, step, means, epoch=epoch)
-        return means
+        found = [means(own) for own in metrics]
+        log(self._folder, self._lanes, step, found, epoch=epoch)
+        return found
 
     def trained(self) -> list[dict[str, float]]:
         """The means of all pieces since the last call, of all lanes; NaN where all was skipped."""
-        found = []
-        for sums in self._sums:
-            taken = sums.take()
-            counted = {name: np.sum(count) > 0 for name, (_, count) in taken.items()}
-            means = losses.means(taken)
-            found.append({name: v if counted[name] else math.nan for name, v in means.items()})
-        return found
+        return [means(sums.take()) for sums in self._sums]
 
     def add(
         self, split: str, step: int, epoch: int, means: Sequence[Mapping], places: Sequence[int]
@@ -266,57 +270,88 @@ class Watch:
     """``--on-nan`` for many lanes: a ``Keeper`` looks after one.
 
     In a sweep a lane may come to NaN (its value is too large, and will not be chosen); of seeds
-    alone none may, unless such steps are skipped.
+    alone none may, unless such steps are skipped, and not ``MOST_SKIPPED`` of them in a row.
     """
 
     def __init__(self, folder: Run, program: Program, config: Any):
         """Args: config: with ``on_nan`` and ``sweep``."""
         self._folder, self._program, self._config = folder, program, config
         self._skipped = [0] * len(program.lanes)
+        self._in_a_row: list[list[int]] = []  # by learner: skipped steps up to now, of each lane
+        self._last = None, 0  # up to which step the last call was, and of which learner
 
     def checked(self, plans: Sequence[Mapping], metrics: Sequence[Mapping]) -> list[dict]:
         """The metrics of a piece's steps without those that only this is for.
+
+        Where each lane has several learners there is a call for each of them, always in one order.
 
         Raises:
           RunError: a lane's loss or gradient is not finite; the line names lane, step and norm, and
             the rows of the batch stand in `nonfinite-<lane>-<step>.json`.
         """
-        metrics = [dict(own) for own in metrics]
+        metrics, rows = [dict(own) for own in metrics], self._rows()
         for place, (plan, own) in enumerate(zip(plans, metrics, strict=True)):
             norms = np.asarray(own.pop("gradient")[0])
             skipped = np.asarray(own.pop("skipped", (np.zeros_like(norms),))[0]) > 0
             sums, counts = own["loss"]
             self._skipped[place] += int(skipped.sum())
             bad = skipped | ~(np.isfinite(norms) & np.isfinite(sums))
-            # A lane whose steps are all skipped would stay as it is for ever.
-            if (
-                self._config.sweep is None
-                and bad.any()
-                and (skipped.all() or not skipped[bad].all())
-            ):
-                k = int(np.flatnonzero(bad & ~skipped | skipped.all())[0])
+            row = in_a_row(skipped, rows[place])
+            rows[place] = row[-1]
+            ends = np.flatnonzero(bad & ~skipped | (np.array(row) >= MOST_SKIPPED))
+            if self._config.sweep is None and len(ends):
+                k = int(ends[0])
                 loss = np.nan if skipped[k] else sums[k] / max(counts[k], 1)
-                self._stop(place, plan, k, len(norms), float(loss), float(norms[k]))
+                self._stop(place, plan, k, row, float(loss), float(norms[k]))
         return metrics
 
-    def _stop(self, place: int, plan: Any, k: int, count: int, loss: float, norm: float) -> None:
-        lane, step = self._program.lanes[place].name, self._program.step() - count + k + 1
+    def _rows(self) -> list[int]:
+        """Of the learner whose turn it is: how many steps in a row each lane has skipped."""
+        step, learner = self._program.step(), 0
+        if self._last[0] == step:
+            learner = self._last[1] + 1
+        if learner == len(self._in_a_row):
+            self._in_a_row.append([0] * len(self._skipped))
+        self._last = step, learner
+        return self._in_a_row[learner]
+
+    def _stop(
+        self, place: int, plan: Any, k: int, row: list[int], loss: float, norm: float
+    ) -> None:
+        lane, step = self._program.lanes[place].name, self._program.step() - len(row) + k + 1
         path = self._folder.path / f"nonfinite-{lane}-{step}.json"
         rows = np.asarray(plan["rows"][k])[np.asarray(plan["weight"][k]) > 0]
         write_file(path, to_json({"step": step, "loss": loss, "norm": norm, "rows": rows}))
         raise RunError(
             f"{lane}, step {step}: the loss is {loss:g}, the gradient's norm {norm:g}; its batch "
-            f"is in {path}; what was saved before stays; --on-nan skip leaves such steps out"
+            f"is in {path}; what was saved before stays; {left_out(row[k])}"
         )
 
+    def ended(self) -> None:
+        """Looks, at the end of a run, for a lane that has learned nothing.
+
+        Raises:
+          RunError: all steps of a lane were skipped.
+        """
+        steps = self._program.step()
+        for rows in self._in_a_row if self._config.sweep is None else []:
+            for place, row in enumerate(rows):
+                if row == steps:
+                    lane = self._program.lanes[place].name
+                    raise RunError(f"{lane}: {all_skipped(steps)}")
+
     def numbers(self, place: int) -> dict[str, int]:
-        """For the record: how many updates of a lane were skipped, where they are skipped."""
-        return {"skipped_updates": self._skipped[place]} if self._config.on_nan == "skip" else {}
+        """For the record: how many updates of a lane were skipped, where they are or have been."""
+        skips = self._config.on_nan == "skip" or any(self._skipped)
+        return {"skipped_updates": self._skipped[place]} if skips else {}
 
-    def progress(self) -> list[int]:
+    def progress(self) -> dict[str, list]:
         """For ``restore``."""
-        return list(self._skipped)
+        return {"skipped": self._skipped, "in_a_row": self._in_a_row}
 
-    def restore(self, progress: Sequence[int]) -> None:
-        """Goes on from a ``progress``."""
-        self._skipped = list(progress)
+    def restore(self, progress: Mapping[str, list] | Sequence[int]) -> None:
+        """Goes on from a ``progress``; those of old are the first of its lists alone."""
+        if not isinstance(progress, Mapping):
+            progress = {"skipped": progress, "in_a_row": []}
+        self._skipped = [int(count) for count in progress["skipped"]]
+        self._in_a_row = [[int(count) for count in rows] for rows in progress["in_a_row"]]

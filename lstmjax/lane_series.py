@@ -59,7 +59,7 @@ def learn(
     plan = train.plan_batches(examples, series.batch_size)
     pieces = [[piece] * len(program.lanes) for piece in equal_parts(plan, at_most=50)]
     mse: dict[str, list] = {label: [] for label in series.loss_fns}  # of each update, by lane
-    with opened(experiment, config, program, clock, mse=mse) as work:
+    with opened(experiment, config, program, clock, dataset=dataset, mse=mse) as work:
         bar = tqdm(total=len(plan["rows"]), unit=" updates", disable=None)
         for _ in work.keeper.epochs(1):  # one pass over the series
             for plans in work.keeper.left(pieces):

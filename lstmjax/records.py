@@ -55,6 +55,7 @@ __all__ = [
     "RunError",
     "RunStopped",
     "command_line",
+    "described",
     "environment",
     "params_sha256",
     "plain",
@@ -141,7 +142,7 @@ class Run:
         claim(path / "config.json", to_json(settings))
         run._hold()
         run._opened = [versions]
-        run._write_story()
+        run.write_story()
         return run
 
     @classmethod
@@ -200,7 +201,7 @@ class Run:
                 file=sys.stderr,
             )
         run._resumed = len(states)
-        run._opened = [*states, now]  # written by `restore`: only what goes on has been resumed
+        run._opened = [*states, now]  # not written yet: only what goes on has been resumed
         return run
 
     def _hold(self) -> None:
@@ -211,8 +212,11 @@ class Run:
             self.close()
             raise
 
-    def _write_story(self) -> None:
-        """Writes with which versions the folder was opened, before and now."""
+    def write_story(self) -> None:
+        """Writes with which versions the folder was opened, before and now.
+
+        Of a run that was reopened this counts as a resume: `restore` does it, or else who goes on.
+        """
         story = {"experiment": self.experiment, "command": self._command, "opened": self._opened}
         write_file(self.path / "run.json", to_json(story))
 
@@ -253,7 +257,7 @@ class Run:
                 raise RunError(f"cannot cut off {path}: {error.strerror}") from error
         if sizes:
             raise RunError(f"{self.path / next(iter(sizes))} is missing")
-        self._write_story()
+        self.write_story()
 
     def log(self, step: int, **scalars: Any) -> None:
         """Adds a line `{"step": step, **scalars}` to metrics.jsonl, and to the TensorBoard events.
@@ -322,7 +326,7 @@ class Run:
           row: the row of BENCHMARKS.md this run belongs to, one of `tables.ROWS`; None for none.
             A run on offline data belongs to none: it is not IMDB, whatever was asked for.
           parameters: how many numbers are trained, of one model; None where there is no one model.
-          updates: how often they were changed.
+          updates: steps that were made, those that were skipped among them.
 
         Returns:
           The record.
@@ -332,8 +336,7 @@ class Run:
         """
         from lstmjax import __version__  # the package itself is never imported before its parts
 
-        if not isinstance(dataset, Mapping):
-            dataset = {key: getattr(dataset, key) for key in DATASET}
+        dataset = described(dataset)
         row = None if dataset.get("source") == "offline" else row
         first = first_steps(read_lines(self.path / "metrics.jsonl"))
         asked = {k: v for k, v in self.config.items() if k == "deterministic"}
@@ -345,7 +348,7 @@ class Run:
             "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "command": self._command,
             "config": {k: _publishable(v) for k, v in self.config.items()},
-            "dataset": {key: dataset.get(key) for key in DATASET},
+            "dataset": dataset,
             "metrics": metrics,
             **({} if first is None else {"first_steps": first}),
             "seconds": seconds,
@@ -405,6 +408,13 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise RunError(f"{path} is damaged: it holds no settings")
     return settings
+
+
+def described(dataset: Any) -> dict[str, Any]:
+    """What a record says of a dataset: `name`, `source` and `sha256` of a mapping or an object."""
+    if not isinstance(dataset, Mapping):
+        return {key: getattr(dataset, key) for key in DATASET}
+    return {key: dataset.get(key) for key in DATASET}
 
 
 def _versions() -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A run's losses and accuracies, split by split and epoch by epoch."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lstmjax import checkpoint, distributed, plots
+from lstmjax import checkpoint, distributed, losses, plots
 from lstmjax.provenance import count_parameters
 from lstmjax.records import Run, params_sha256
 
@@ -17,6 +18,13 @@ def say(epoch: int, split: str, values: Mapping[str, str]) -> None:
     if distributed.is_main():
         shown = ", ".join(f"{name} {value}" for name, value in values.items())
         tqdm.write(f"epoch {epoch}: {split} {shown}")
+
+
+def means(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """``losses.means`` of training steps: NaN where all of them were skipped, and none counts."""
+    counted = {name: np.sum(count) > 0 for name, (_, count) in metrics.items()}
+    found = losses.means(metrics)
+    return {name: value if counted[name] else math.nan for name, value in found.items()}
 
 
 class Scores:
@@ -59,8 +67,8 @@ class Scores:
         flat = {}
         for split, metrics in self.epochs.items():
             for name, points in metrics.items():
-                flat[f"{split}_{name}"] = points[-1][1]
-                flat[f"{split}_{name}_epochs"] = [value for _, value in points]
+                values = [float(value) for _, value in points]  # from a checkpoint, NaN is a text
+                flat |= {f"{split}_{name}": values[-1], f"{split}_{name}_epochs": values}
         return flat
 
     def curves(self, name: str) -> dict[str, tuple[list[int], list[float]]]:
@@ -69,7 +77,7 @@ class Scores:
         for split, metrics in self.epochs.items():
             if name in metrics:
                 epochs, values = zip(*metrics[name], strict=True)
-                drawn[split] = (list(epochs), list(values))
+                drawn[split] = (list(epochs), [float(value) for value in values])
         return drawn
 
 
@@ -85,6 +93,7 @@ def finish(
     devices: Sequence[jax.Device],
     row: str | None,
     more: Mapping[str, Any] | None = None,
+    updates: int | None = None,
 ) -> None:
     """Leaves what a classifier's run leaves, and prints its last line.
 
@@ -96,6 +105,8 @@ def finish(
       dataset: with ``title``, ``name``, ``source`` and ``sha256``.
       seconds, seed, devices, row: as in ``Run.finish``.
       more: further metrics for the record, or None.
+      updates: as in ``Run.finish``. None: those of when scores were last added, which a run that
+        was taken up again after its last epoch does not know.
     """
     params = jax.tree.map(np.asarray, params)
     checkpoint.save_params(folder.path / "params.safetensors", params)
@@ -108,7 +119,7 @@ def finish(
         seconds=seconds,
         params_sha256=params_sha256(params),
         parameters=count_parameters(params),
-        updates=scores.updates,
+        updates=scores.updates if updates is None else updates,
         seed=seed,
         devices=devices,
         row=row,

@@ -222,6 +222,7 @@ def test_a_disk_that_is_full(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path / "c")], capture_output=True, text=True
     )
+    assert done.stderr == ""  # of all that Orbax logs
     first, second = done.stdout.splitlines()
     assert first.startswith(f"cannot save a checkpoint in {tmp_path}/c: ")
     assert second == "1"

@@ -3,6 +3,7 @@
 The digits are random ones of six pixels, learned so fast that the best epoch is not the last.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -20,7 +21,7 @@ from lstmjax import LSTMParams, classifier, seeds
 from lstmjax.cli import ConfigError
 from lstmjax.data.dataset import content_sha256, make_dataset
 from lstmjax.lane_classifiers import Split
-from lstmjax.records import RunStopped, validate
+from lstmjax.records import Run, RunError, RunStopped, validate
 
 ROOT = Path(__file__).parents[1]
 T = 6
@@ -240,6 +241,40 @@ def test_a_stopped_run_goes_on_to_the_same_bits(settings, tmp_path, monkeypatch)
         assert ends[-1] == pytest.approx(again["seconds"]["train"])
 
 
+@contextlib.contextmanager
+def killed_at_its_end(monkeypatch):
+    """Ends what is run before its record is written, after all else."""
+
+    class Kill(BaseException):
+        pass
+
+    def kill(*_, **__):
+        raise Kill
+
+    with monkeypatch.context() as patch, pytest.raises(Kill):
+        patch.setattr(Run, "finish", kill)
+        yield
+
+
+@pytest.mark.parametrize("settings", [{}, {"seeds": 2}])
+def test_a_run_that_was_cut_off_at_its_end_knows_its_updates_and_its_data(
+    settings, tmp_path, monkeypatch
+):
+    folder, settings = tmp_path / "run", settings | {"epochs": 1}
+    with killed_at_its_end(monkeypatch):
+        train(folder, **settings)
+    other = digits(test_seed=8)
+    with pytest.raises(RunError) as error:
+        train(None, data=other, resume=str(folder), **settings)
+    was, now = (data.sha256[:12] for data in (digits(), other))
+    assert str(error.value) == (
+        f"--resume: {folder} was trained on six (generated, sha256 {was}), "
+        f"got six (generated, sha256 {now})"
+    )
+    record, _ = train(None, resume=str(folder), **settings)
+    assert record["updates"] == 4 and record["resumed"] == 1
+
+
 # ---- beside imdb.py -----------------------------------------------------------------------------
 
 
@@ -289,6 +324,26 @@ def test_the_loop_is_that_of_imdb_py(drop_remainder, tmp_path, monkeypatch, caps
     assert lines == others and record["metrics"] == other["metrics"]
     assert record["params_sha256"] == other["params_sha256"]
     assert theirs.replace(str(tmp_path / "a"), str(tmp_path / "b")) == capsys.readouterr().out
+
+
+def test_imdb_py_knows_its_updates_and_its_data_too(tmp_path, monkeypatch):
+    imdb, data = script("imdb"), [reviews()]
+    config = imdb.Config(
+        vocabulary_size=20, max_length=T, embedding_size=3, hidden_size=4, num_layers=1,
+        batch_size=16, epochs=1, devices=1, validation_size=30, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    monkeypatch.setattr(imdb.imdb, "load", lambda *_, **__: data[0])
+    with killed_at_its_end(monkeypatch):
+        imdb.run(config)
+    again = dataclasses.replace(config, resume=config.out)
+    label = 1 - data[0].splits["test"]["label"]
+    splits = data[0].splits | {"test": data[0].splits["test"] | {"label": label}}
+    data.insert(0, make_dataset("sin", "generated", splits, ("a", "b")))
+    with pytest.raises(RunError, match=f"^--resume: {tmp_path}/run was trained on sin .generated"):
+        imdb.run(again)
+    data.pop(0)
+    imdb.run(again)
+    assert opened(tmp_path / "run")[0]["updates"] == 3
 
 
 def test_a_batch_that_is_never_full_is_named(tmp_path):

@@ -42,14 +42,16 @@ def test_a_diagnosis_from_first_look_to_record(tmp_path):
     diagnosis.log(3, jax.tree.map(np.float32, counts, is_leaf=lambda x: isinstance(x, list)))
     diagnosis.log(4, {name: (np.float32(1.5), np.float32(1)) for name in counts}
                   | {"clipped": (np.float32(0), np.float32(1))})  # fmt: skip
+    skipped = dict.fromkeys(counts, (np.float32(0), np.float32(0)))
+    diagnosis.log(5, skipped)  # of steps that were left out, no norm was taken
     with Run.create("look", {}, out=str(tmp_path / "run")) as folder:
         found = diagnosis.finish(folder, "lstm on words")["diagnostics"]
     figures = {path.name for path in (tmp_path / "run").glob("*.png")}
     expected = {"gradient_flow.png", "jacobian_radius.png", "gates.png", "gradient_norm.png"}
     assert figures == expected
-    assert found["step"] == [3, 4] and found["clip_rate"] == 0.5
-    oracle.assert_close(np.array(found["gradient_norm"]), np.array([7 / 3, 1.5]), 1e-6)
-    oracle.assert_close(np.array(found["clipped_norm"]), np.array([5 / 3, 1.5]), 1e-6)
+    assert found["step"] == [3, 4, 5] and found["clip_rate"] == 0.5
+    oracle.assert_close(np.array(found["gradient_norm"]), np.array([7 / 3, 1.5, np.nan]), 1e-6)
+    oracle.assert_close(np.array(found["clipped_norm"]), np.array([5 / 3, 1.5, np.nan]), 1e-6)
 
     for when, weights in (("initialisation", params), ("trained", other)):
         seen = flow_of(model, weights, inputs, loss, jnp.asarray(mask))

@@ -1,5 +1,6 @@
 """A run that is kept: it goes on to the same bits, ends when asked to, and stops at NaN."""
 
+import contextlib
 import dataclasses
 import gc
 import itertools
@@ -8,6 +9,7 @@ import os
 import signal
 import time
 import warnings
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,10 @@ import numpy as np
 import optax
 import pytest
 
-from lstmjax import keeper, losses, optim, parallel, train
+from lstmjax import checkpoint, keeper, losses, optim, parallel, train
 from lstmjax.keeper import Keeper, save_every
 from lstmjax.records import Run, RunError, RunStopped
+from lstmjax.scores import means
 
 rng = np.random.default_rng(1)
 SIZE, EPOCHS = 24, 3
@@ -61,7 +64,7 @@ def compiled():
     return get
 
 
-def go(compiled, config, count=1, data=DATA, at=lambda epoch, piece: None):
+def go(compiled, config, count=1, data=DATA, at=lambda epoch, piece: None, dataset=None, at_most=2):
     """A training loop as the experiments have it; ``at`` may end it or send a signal."""
     tx, advance, devices = compiled(config.on_nan, count)
     params = {"w": jnp.asarray([0.1, -0.2, 0.3]), "b": jnp.zeros(()), "none": jnp.zeros((0, 2))}
@@ -69,18 +72,20 @@ def go(compiled, config, count=1, data=DATA, at=lambda epoch, piece: None):
     data = parallel.place(data, devices)
     with Run.open("toy", config) as folder:
         history, seen = [], train.Tally()
-        with Keeper(folder, config, {"history": history, "epoch": seen}) as keeper:
+        parts = {"history": history, "epoch": seen}
+        with Keeper(folder, config, parts, dataset=dataset) as keeper:
             state = parallel.place(keeper.restored(state), devices)
             for epoch in keeper.epochs(EPOCHS):
-                pieces = train.plan_epoch(SIZE, 4, seed=0, epoch=epoch, multiple=count, at_most=2)
+                how = {"seed": 0, "epoch": epoch, "multiple": count, "at_most": at_most}
+                pieces = train.plan_epoch(SIZE, 4, **how)
                 for piece in parallel.ahead(keeper.left(pieces), devices):
                     at(epoch, keeper.piece)
                     state, metrics = advance(state, data, piece)
                     metrics = keeper.checked(state, metrics)
-                    folder.log(int(state.step), **losses.means(metrics))
+                    folder.log(int(state.step), **means(metrics))
                     seen.add(metrics)
                     keeper.after_piece(state)
-                mean = losses.means(seen.take())["loss"]
+                mean = means(seen.take())["loss"]
                 history.append([epoch, mean])
                 folder.log(int(state.step), epoch_loss=mean)
                 at(epoch, "scored")
@@ -273,6 +278,14 @@ def test_what_was_best_and_skipped_is_known_after_a_resume(compiled, tmp_path):
     assert numbers == {"skipped_updates": EPOCHS}
 
 
+def test_what_was_skipped_counts_when_nothing_is_skipped_any_more(compiled, tmp_path):
+    folder, how = str(tmp_path / "run"), {"on_nan": "skip", "save_every": "1"}
+    with pytest.raises(Kill):
+        go(compiled, Config(out=folder, **how), data=with_nan(5), at=raising(Kill(), (3, 0)))
+    assert go(compiled, Config(resume=folder))[2] == {"skipped_updates": EPOCHS - 1}
+    assert go(compiled, Config(out=str(tmp_path / "other")))[2] == {}
+
+
 def with_nan(row):
     return {**DATA, "x": np.where(np.arange(SIZE)[:, None] == row, np.nan, DATA["x"])}
 
@@ -331,10 +344,78 @@ def test_skipping_leaves_the_step_out(compiled, tmp_path):
     np.testing.assert_allclose(params["b"], state.params["b"], rtol=1e-5)
 
 
-def test_skipping_everything_is_an_error(compiled, tmp_path):
+BAD = {**DATA, "x": np.full_like(DATA["x"], np.inf)}
+
+
+@pytest.mark.parametrize("at_most", [1, 2, 6])
+def test_skipping_everything_is_an_error(compiled, tmp_path, at_most):
     config = Config(out=str(tmp_path / "run"), on_nan="skip")
-    with pytest.raises(RunError, match=r"step 1: the loss is nan, .*; nothing was saved"):
-        go(compiled, config, data={**DATA, "x": np.full_like(DATA["x"], np.inf)})
+    with pytest.raises(RunError) as error:
+        go(compiled, config, data=BAD, at_most=at_most)
+    assert str(error.value) == (
+        "all of the 18 steps were left out: no loss and gradient was finite; "
+        f"their batches are in {tmp_path}/run/nonfinite-*.json; nothing was saved"
+    )
+    assert not os.listdir(tmp_path / "run" / "checkpoints")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert {line["loss"] for line in found if "loss" in line} == {"nan"}  # and no loss of 0
+
+
+def test_one_bad_step_that_is_all_of_a_piece_is_left_out(compiled, tmp_path):
+    config = Config(out=str(tmp_path / "one"), on_nan="skip")
+    one = go(compiled, config, data=with_nan(5), at_most=1)
+    config = Config(out=str(tmp_path / "two"), on_nan="skip")
+    two = go(compiled, config, data=with_nan(5), at_most=2)
+    assert one[2] == two[2] == {"skipped_updates": EPOCHS}
+    jax.tree.map(np.testing.assert_array_equal, one[0], two[0])
+    assert one[1] == two[1]
+
+
+@pytest.mark.parametrize("at_most", [1, 2])
+def test_too_many_skipped_in_a_row_end_it(compiled, tmp_path, monkeypatch, at_most):
+    """Wherever the run was ended and taken up again, and with the checkpoint from before them."""
+    assert keeper.MOST_SKIPPED == 25
+    monkeypatch.setattr(keeper, "MOST_SKIPPED", 5)
+    folder, how = tmp_path / "run", {"on_nan": "skip", "save_every": "1", "keep": 1}
+    with pytest.raises(Kill):
+        go(compiled, Config(out=str(folder), **how), at=raising(Kill(), (2, 0)))
+
+    def at(epoch, piece):  # within the row: what is saved then counts those before it
+        if piece == 2 // at_most and not (folder / "checkpoints" / "10").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    resumed = Config(resume=str(folder), **how)
+    for end, good in ((RunError, 6), (RunStopped, None), (RunError, {1: 9, 2: 10}[at_most])):
+        with pytest.raises(end) as error:
+            options = {"at": at} if end is RunStopped else {}
+            go(compiled, resumed, data=BAD, at_most=at_most, **options)
+        if end is RunError:
+            assert str(error.value) == (
+                "step 11: the loss is nan, the gradient's norm nan; its batch is in "
+                f"{folder}/nonfinite-11.json; the last good checkpoint is of step {good}; "
+                "5 steps in a row were left out"
+            )
+
+
+def test_skipped_steps_in_a_row_are_those_of_one_learner(tmp_path, monkeypatch):
+    monkeypatch.setattr(keeper, "MOST_SKIPPED", 3)
+    assert keeper.in_a_row([True, False, True, True], 4) == [5, 0, 1, 2]
+    state = train.init_state({"w": jnp.zeros(3)}, optax.sgd(1.0), jax.random.key(0))
+    one, config = np.ones(1, np.float32), Config(out=str(tmp_path / "run"), on_nan="skip")
+
+    def metrics(skipped):
+        norm = np.where(skipped, np.inf, one)
+        return {"loss": (one, one), "gradient": (norm, one), "skipped": (skipped * one, one)}
+
+    with Run.open("toy", config) as folder, Keeper(folder, config, {}) as kept:
+        kept.left([{"rows": np.zeros((1, 1), int), "weight": np.ones((1, 1))}])
+        for step in range(1, 4):
+            state = state._replace(step=step)
+            kept.checked(state, metrics(False), "first")
+            with pytest.raises(RunError) if step == 3 else contextlib.nullcontext() as error:
+                kept.checked(state, metrics(True), "second")
+    assert str(error.value).endswith("; nothing was saved; 3 steps in a row were left out")
 
 
 def test_a_gradient_that_is_not_finite_where_the_loss_is(compiled):
@@ -508,6 +589,91 @@ def test_a_checkpoint_of_another_model(compiled, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "init_state", init_state)
     with pytest.raises(RunError, match=r"mu.w is float32\[3\], expected float32\[4\]"):
         go(compiled, Config(resume=folder), data=wide)
+
+
+# ---- the data -----------------------------------------------------------------------------------
+
+DIGITS = {"name": "mnist", "source": "tfds", "sha256": "b45fe5a91b8c" + 52 * "0"}
+OTHERS = {"name": "offline_digits", "source": "offline", "sha256": 64 * "1"}
+
+
+@pytest.fixture
+def begun(compiled, tmp_path):
+    """The folder of a run on DIGITS that was killed after its first epoch."""
+    with pytest.raises(Kill):
+        config = Config(out=str(tmp_path / "run"))
+        go(compiled, config, at=raising(Kill(), (2, 0)), dataset=DIGITS)
+    return tmp_path / "run"
+
+
+def test_other_data_are_refused_and_nothing_is_touched(compiled, undisturbed, begun, capfd):
+    files = {p: p.read_bytes() for p in begun.rglob("*") if p.is_file()}
+    with pytest.raises(RunError) as error:
+        go(compiled, Config(resume=str(begun)), dataset=OTHERS)
+    assert str(error.value) == (
+        f"--resume: {begun} was trained on mnist (tfds, sha256 b45fe5a91b8c), "
+        "got offline_digits (offline, sha256 111111111111)"
+    )
+    assert {p: p.read_bytes() for p in begun.rglob("*") if p.is_file()} == files
+    # Of another name and source, and the same in every bit.
+    same = SimpleNamespace(name="digits", source="offline", sha256=DIGITS["sha256"])
+    params, _, _ = go(compiled, Config(resume=str(begun)), dataset=same)
+    jax.tree.map(np.testing.assert_array_equal, params, undisturbed[0])
+
+
+@pytest.mark.parametrize("first, then", [(None, DIGITS), (DIGITS, None)])
+def test_a_checkpoint_that_does_not_know_its_data_is_gone_on_with(
+    compiled, undisturbed, tmp_path, monkeypatch, first, then
+):
+    """As those that were saved before any did."""
+    folder, latest = str(tmp_path / "run"), checkpoint.Checkpoints.latest
+    with pytest.raises(Kill):
+        go(compiled, Config(out=folder), at=raising(Kill(), (2, 0)), dataset=first)
+
+    def of_old(self):
+        step, arrays, progress = latest(self)
+        new = {"data", "in_a_row"} if first is None else {"in_a_row"}
+        return step, arrays, {k: v for k, v in progress.items() if k not in new}
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "latest", of_old)
+    params, _, _ = go(compiled, Config(resume=folder), dataset=then)
+    jax.tree.map(np.testing.assert_array_equal, params, undisturbed[0])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"data": 3}, {"data": []}, {"data": {"name": "x"}}, {"data": DIGITS | {"name": "a\nb"}},
+     {"data": DIGITS | {"sha256": None}}, {"in_a_row": 3}, {"in_a_row": {"model": "many"}}],
+    ids=str,
+)  # fmt: skip
+def test_data_that_cannot_be_understood(compiled, begun, monkeypatch, change):
+    latest = checkpoint.Checkpoints.latest
+
+    def changed(self):
+        step, arrays, progress = latest(self)
+        return step, arrays, progress | change
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "latest", changed)
+    with pytest.raises(RunError, match="checkpoint of step 6 does not hold what this run saves"):
+        go(compiled, Config(resume=str(begun)), dataset=DIGITS)
+
+
+def test_the_last_checkpoint_is_written_before_anything_else_is(tmp_path, monkeypatch, capfd):
+    """Weights that were written without it would stand in the way of those of a resume."""
+
+    def full(path, data):
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(checkpoint, "write_file", full)
+    state = train.init_state({"w": jnp.zeros(3)}, optax.sgd(1.0), jax.random.key(0))
+    config = Config(out=str(tmp_path / "run"))
+    with pytest.raises(RunError, match="cannot save a checkpoint in .*: .*No space left"):
+        with Run.open("toy", config) as folder, Keeper(folder, config, {}) as kept:
+            kept.left([{}])
+            kept.after_epoch(state._replace(step=state.step + 1), last=True)
+            (tmp_path / "weights").touch()
+    assert not (tmp_path / "weights").exists()
+    assert capfd.readouterr().err == ""  # what Orbax logs of it
 
 
 @pytest.mark.parametrize(

@@ -413,7 +413,10 @@ def test_scores_of_lanes_by_hand_and_as_they_were_saved():
     assert third.metrics(1) == again.metrics(1)
 
 
-def test_skipped_steps_are_counted_by_lane_and_a_lane_of_nothing_else_is_an_error(tmp_path):
+def test_skipped_steps_are_counted_by_lane_and_a_lane_of_nothing_else_is_an_error(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lane_runs, "MOST_SKIPPED", 4)
     one = np.ones(3, np.float32)
     plan = {"rows": np.arange(6).reshape(3, 2), "weight": np.ones((3, 2))}
 
@@ -422,19 +425,52 @@ def test_skipped_steps_are_counted_by_lane_and_a_lane_of_nothing_else_is_an_erro
         norms = np.where(gone, np.inf, one)
         return {"loss": (one, one), "gradient": (norms, one), "skipped": (gone, one)}
 
-    program = SimpleNamespace(lanes=lanes.lanes_of(Config(seeds=2)), step=lambda: 30)
+    at = [24]
+    program = SimpleNamespace(lanes=lanes.lanes_of(Config(seeds=2)), step=lambda: at[0])
     watch = lane_runs.Watch(SimpleNamespace(path=tmp_path), program, Config(on_nan="skip"))
     left = watch.checked([plan] * 2, [metrics(0, 1, 1), metrics(0, 0, 0)])
     assert [list(own) for own in left] == [["loss"]] * 2
     assert [watch.numbers(n)["skipped_updates"] for n in (0, 1)] == [2, 0]
+    at[0] = 27
     watch.checked([plan] * 2, [metrics(1, 0, 0), metrics(0, 0, 0)])
     again = lane_runs.Watch(SimpleNamespace(path=tmp_path), program, Config(on_nan="skip"))
     again.restore(json.loads(json.dumps(watch.progress())))
     assert again.numbers(0) == {"skipped_updates": 3}
-    with pytest.raises(RunError, match="^seed4, step 28: the loss is nan, the gradient's norm inf"):
-        watch.checked([plan] * 2, [metrics(0, 1, 1), metrics(1, 1, 1)])
+    at[0] = 30
+    watch.checked([plan] * 2, [metrics(0, 1, 1), metrics(1, 1, 1)])
+    again.restore(json.loads(json.dumps(watch.progress())))
+    # Of another learner, to the same step: its steps are not in a row with those.
+    watch.checked([plan] * 2, [metrics(1, 1, 0), metrics(1, 1, 0)])
+    assert watch.progress() == {"skipped": [7, 5], "in_a_row": [[2, 3], [0, 0]]}
+    at[0] = 33
+    with pytest.raises(RunError) as error:
+        again.checked([plan] * 2, [metrics(0, 1, 1), metrics(1, 1, 1)])
+    assert str(error.value) == (
+        "seed4, step 31: the loss is nan, the gradient's norm inf; its batch is in "
+        f"{tmp_path}/nonfinite-seed4-31.json; what was saved before stays; "
+        "4 steps in a row were left out"
+    )
     stop = lane_runs.Watch(SimpleNamespace(path=tmp_path), program, Config())
     assert stop.numbers(0) == {}
+    stop.restore([0, 3])  # as it was saved before there was more to it, of a run that did skip
+    assert [stop.numbers(n) for n in (0, 1)] == [{"skipped_updates": 0}, {"skipped_updates": 3}]
+    with pytest.raises(RunError, match="^seed4, step 32: .*; --on-nan skip leaves such steps out$"):
+        bad = metrics(0, 0, 0) | {"gradient": (np.float32([1, np.nan, 1]), one)}
+        stop.checked([plan] * 2, [metrics(0, 0, 0), bad])
+
+
+def test_a_lane_that_skips_all_of_its_steps_ends_the_run(tmp_path):
+    own, one = lanes.lanes_of(Config(seeds=2)), np.ones(1, np.float32)
+    watch = lane_runs.Watch(None, SimpleNamespace(lanes=own, step=lambda: 1), Config(on_nan="skip"))
+    for learner in (0, 1):
+        gone = [{"skipped": (np.float32([n * learner]), one)} for n in (0, 1)]
+        watch.ended()
+        metrics = [{"loss": (one, one), "gradient": (one, one)} | own for own in gone]
+        watch.checked([{}] * 2, metrics)
+    with pytest.raises(RunError) as error:
+        watch.ended()
+    said = "seed4: all of the 1 steps were left out: no loss and gradient was finite"
+    assert str(error.value) == said
 
 
 def test_bands_show_mean_interval_and_every_run():

@@ -84,6 +84,13 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def data_of(folder):
+    """What the last checkpoint says of the data."""
+    last = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    said = json.loads((last / "said" / "metadata").read_text())["said"]
+    return said["progress"]["data"]
+
+
 def nested(file):
     tree = {}
     for name, array in load_file(file).items():
@@ -121,6 +128,7 @@ def test_seeds_are_the_runs_they_stand_for(name, finished):
     alone = [record_of(tmp_path / str(seed)) for seed in (3, 4)]
     assert (both["seed"], both["config"]["seeds"], both["environment"]["devices"]) == (3, 2, 2)
     assert "row" not in both
+    assert data_of(tmp_path / "both") == both["dataset"]
 
     # Each seed's numbers, lists and weights are those of its own run.
     own = seeds.apart(both)

@@ -13,9 +13,9 @@ PACKAGE = ROOT / "lstmjax"
 LAYERS = (
     {"classifier", "review_checks", "review_training"},
     {"card_subjects", "lane_classifiers", "lane_series", "pretrained", "results"},
-    {"bag", "lane_runs", "language", "scores", "verify", "whole_reviewer"},
-    {"keeper", "review_model"},
-    {"compare", "diagnose", "digits_reader", "distributed", "lanes", "reviewer"},
+    {"bag", "diagnose", "lane_runs", "language", "verify", "whole_reviewer"},
+    {"keeper", "review_model", "scores"},
+    {"compare", "digits_reader", "distributed", "lanes", "reviewer"},
     {"cards", "finished", "releases"},
     {"checkpoint", "cli", "tables"},
     {"overview_tables"},

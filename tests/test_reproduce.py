@@ -279,6 +279,13 @@ def test_a_run_that_is_cut_short_goes_on(kind, results, tmp_path, monkeypatch):
     assert reproduce.command(group, reproduce.Config(), out)[2:] == [f"--resume={out}"]
 
 
+@pytest.mark.parametrize("flag", ["out", "resume"])
+def test_a_home_is_found_behind_an_equals_sign(flag, tmp_path, monkeypatch):
+    """As in --out=~/a, which no shell expands: a run would have its folder elsewhere."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert reproduce.folder_of(reproduce.Config(**{flag: "~/a"})) == tmp_path / "a"
+
+
 def test_a_run_that_fails_says_how(results, tmp_path, monkeypatch):
     group, fails = reproduce.rows(results)["sin-tf1"], "print(1); raise SystemExit('error: no')"
     monkeypatch.setattr(reproduce, "command", lambda *_: [sys.executable, "-c", fails])

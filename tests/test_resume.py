@@ -123,6 +123,15 @@ def test_killed_at_random_moments(whole, tmp_path):
     assert (folder / "metrics.jsonl").read_bytes() == metrics
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_checkpoint_says_what_was_trained_on(name, whole):
+    """By which --resume refuses other data: tests/test_keeper.py."""
+    record, _, folder = whole(name)
+    last = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    said = json.loads((last / "said" / "metadata").read_text())["said"]
+    assert said["progress"]["data"] == record["dataset"]
+
+
 @pytest.fixture
 def begun(tmp_path, monkeypatch):
     """The folder of a run of forecast.py that has only just begun, and its Config."""

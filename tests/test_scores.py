@@ -1,9 +1,12 @@
 """Scores of a run, epoch by epoch."""
 
 import json
+import math
+
+import numpy as np
 
 from lstmjax.records import Run
-from lstmjax.scores import Scores
+from lstmjax.scores import Scores, means
 
 
 def test_scores_are_logged_recorded_and_drawn(tmp_path):
@@ -31,3 +34,17 @@ def test_scores_are_logged_recorded_and_drawn(tmp_path):
         {"step": 20, "epoch": 2, "validation_loss": 0.4, "validation_accuracy": 0.8},
         {"step": 20, "epoch": 2, "test_accuracy": 0.75},
     ]
+
+
+def test_steps_that_were_all_skipped_have_no_mean(tmp_path):
+    none, one = np.zeros(2, np.float32), np.ones(2, np.float32)
+    found = means({"loss": (none, none), "accuracy": (one, 2 * one)})
+    assert math.isnan(found["loss"]) and found["accuracy"] == 0.5
+    with Run.create("x", {}, out=str(tmp_path / "run")) as folder:
+        scores = Scores(folder)
+        scores.add("train", 2, 1, found)
+    # As it comes back from a checkpoint, for the record and to be drawn.
+    scores.epochs = {"train": {"loss": [[1, "nan"], [2, 0.5]]}}
+    values = scores.metrics()["train_loss_epochs"]
+    assert math.isnan(values[0]) and values[1:] == [0.5] == scores.curves("loss")["train"][1][1:]
+    assert math.isnan(scores.curves("loss")["train"][1][0])

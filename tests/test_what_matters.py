@@ -272,6 +272,21 @@ def test_a_study_that_is_stopped_keeps_what_it_has(cells, tmp_path, capsys):
     assert capsys.readouterr().out.count("sin/keras: MSE") == 1
 
 
+def test_every_resume_counts(tmp_path, monkeypatch):
+    def stopped(cells, folder):
+        raise RunStopped("stopped")
+
+    folder, opened = tmp_path / "study", []
+    monkeypatch.setattr(experiment, "fit_all", stopped)
+    config = experiment.Config(out=str(folder))
+    for _ in range(3):
+        with pytest.raises(RunStopped):
+            experiment.run(config)
+        opened.append(len(json.loads((folder / "run.json").read_text())["opened"]))
+        config = experiment.Config(resume=str(folder))
+    assert opened == [1, 2, 3]
+
+
 def test_what_goes_on_and_what_begins_again(tmp_path):
     cell, out = experiment.Cell("imdb", "keras", ("--init=keras",)), tmp_path / "imdb" / "keras"
     assert experiment.command(cell, out)[1:] == [
