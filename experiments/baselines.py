@@ -122,8 +122,7 @@ def check(config: Config) -> None:
     cli.check(config, "devices", config.devices is None, f"none with --model {config.model}")
     cli.check(config, "seeds", config.seeds == 1, "1 where nothing is drawn but the hold-outs")
     numbers("c", config.c)
-    values = numbers("beta", config.beta or "1")
-    cli.check(config, "beta", max(values) <= 1, "numbers of at most 1")
+    cli.check(config, "beta", max(betas(config)) <= 1, "numbers of at most 1")
 
 
 def numbers(name: str, text: str) -> tuple[float, ...]:
@@ -139,6 +138,11 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
     if not all(0 < v < math.inf for v in values) or len(set(values)) < max(len(values), 1):
         raise ValueError(f"{name}: got {text!r}, expected different numbers above 0, as 0.1,1")
     return values
+
+
+def betas(config: Config) -> tuple[float, ...]:
+    """The values of --beta to choose from; 1, the classifier's own weights, of a model without."""
+    return numbers("beta", "1" if config.beta is None else config.beta)
 
 
 def hold_outs(config: Config, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -272,7 +276,7 @@ def run_linear(config: Config, data: Dataset, folder: Run, clock: train.Clock, _
     )
     metrics = {"counting_seconds": time.perf_counter() - began}
 
-    choices = list(itertools.product(numbers("c", config.c), numbers("beta", config.beta or "1")))
+    choices = list(itertools.product(numbers("c", config.c), betas(config)))
     names = [f"C {c:g}" + f", beta {beta:g}" * bool(config.beta) for c, beta in choices]
     accuracies: list[list[float]] = [[] for _ in choices]
     for number, (rows, held) in enumerate(hold_outs(config, len(whole.labels)), start=1):

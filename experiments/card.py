@@ -130,7 +130,7 @@ def several(settings: Any) -> list[lanes.Lane]:
 def check_data(run: Opened) -> Data:
     """The data of a run; raises RunError where they are not those of its record."""
     dataset = run.script.load(run.settings)
-    sizes = {split: len(fields["label"]) for split, fields in dataset.splits.items()}
+    sizes = sizes_of(dataset, run.settings)
     sha256, recorded = dataset.sha256, run.record["dataset"]
     if several(run.settings) and hasattr(run.script, "load_lanes"):
         sha256 = run.script.load_lanes(run.settings)[1].sha256  # of the rows of all seeds
@@ -140,6 +140,18 @@ def check_data(run: Opened) -> Data:
             f"({recorded['name']}, {recorded.get('sha256')!s:.12})"
         )
     return Data(dataset.title, sha256, sizes)
+
+
+def sizes_of(dataset: Any, settings: Any) -> dict[str, int]:
+    """How many examples there are by split; validation stands by itself in any case.
+
+    Whole reviews are held out of train after they are loaded.
+    """
+    sizes = {split: len(fields["label"]) for split, fields in dataset.splits.items()}
+    if "validation" in sizes:
+        return sizes
+    held = settings.validation_size
+    return {"train": sizes.pop("train") - held, "validation": held} | sizes
 
 
 def recorded_accuracy(run: Opened, which: str | None) -> float:
@@ -245,10 +257,11 @@ def facts_of(
     dirty = ", with changes that are not in it" if seen.get("dirty") else ""
     count = len(several(settings))
     together = f", for {count} runs together" if count else ""
+    each_way = " in each direction" if getattr(settings, "directions", None) == "both" else ""
     return {
         "Model": {
             "cell": f"{settings.cell}, {getattr(settings, 'num_layers', 1)} x "
-            f"{settings.hidden_size} units",
+            f"{settings.hidden_size} units{each_way}",
             "parameters": f"{numbers:,}",
             "files": ", ".join(f"{name} sha256 {digest}" for name, digest in hashes.items()),
             "params_sha256": release["params_sha256"],

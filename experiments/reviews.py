@@ -51,7 +51,6 @@ from tqdm import tqdm
 from lstmjax import (
     cli,
     language,
-    losses,
     parallel,
     pretrained,
     reproducible,
@@ -67,7 +66,7 @@ from lstmjax.records import Run, matching_row
 from lstmjax.review_checks import check
 from lstmjax.review_training import best, chosen, make_optimiser, score_of, scored
 from lstmjax.rows import AFTER
-from lstmjax.scores import Scores, finish
+from lstmjax.scores import Scores, finish, means
 
 PIECE = 10  # batches in one call of the compiled program
 SCORED = 500  # reviews whose words a language model is scored on
@@ -157,7 +156,8 @@ class Config:
     """Whether the 50,000 reviews without labels are learned from: by --virtual or --teacher, or as
     language."""
     teacher: str | None = None
-    """Folder of a run whose answers are labels for them; it held out the same reviews."""
+    """Folder of a run whose answers are labels for them; it held out the same reviews, and read as
+    many tokens of each."""
     teacher_sha256: str | None = None
     """What that run's params_sha256 has to be; filled in when not given, and so in every record."""
     confidence: float = 0.9
@@ -214,11 +214,17 @@ class Config:
     resume: str | None = None
     """Folder of a run to go on with, to the same bits; its settings are taken from there."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """What to do when a loss or gradient is not finite: end the run, or leave the step out."""
+    """What to do when a loss or gradient is not finite: end the run, or leave the step out, unless
+    25 in a row are such."""
     deterministic: bool = False
     """Whether to ask XLA for the same bits on every run, on a GPU too, and to check it."""
     out: str | None = None
     """Folder for the run's files, new or empty; a fresh one under runs/ when not given."""
+
+    @property
+    def tokens_read(self) -> int:
+        """Of a review, the last ones: max_length, or as many as a batch has room for."""
+        return whole_reviewer.longest(self)
 
 
 _BESIDE = Config(pairs="path", path_loss=1.0, deep_share=0.3)
@@ -271,7 +277,7 @@ def load(config: Config) -> Dataset:
         config.data,
         tokens=config.tokens,
         vocabulary_size=config.vocabulary_size,
-        max_length=whole_reviewer.longest(config),
+        max_length=config.tokens_read,
         limit=config.limit,
         unlabelled=config.unlabelled,
     )
@@ -323,10 +329,11 @@ def make_loss(config: Config, model: review_model.ReviewModel):
 
 
 # What a run has in common with the one that answers for reviews without labels, so that neither
-# has read what is held out here; and with the one whose weights it begins with.
+# has read what is held out here; and with the one whose weights it begins with. Which reviews are
+# alike is told by the tokens that are read of them.
 HELD_OUT = (
     "tokens", "vocabulary_size", "max_length", "data", "limit", "seed", "validation_size",
-    "hold_out",
+    "hold_out", "tokens_read",
 )  # fmt: skip
 COMMON = (
     "tokens", "vocabulary_size", "embedding_size", "normalise_embeddings", "cell", "hidden_size",
@@ -344,7 +351,8 @@ def begin(
     def like(settings):
         return jax.eval_shape(lambda: language.init(make_model(settings, 0), jax.random.key(0)))
 
-    expected = {"task": "language"} | {name: getattr(config, name) for name in COMMON}
+    same = (*COMMON, "tokens_read") if config.hold_out == "alike" else COMMON
+    expected = {"task": "language"} | {name: getattr(config, name) for name in same}
     found = pretrained.read(Path(config.pretrained), Config, expected, vocabulary, like)
     config = with_hash(config, "pretrained", found.sha256)
     row = row_of(config, [*teachers, found.settings])
@@ -414,9 +422,10 @@ def run(config: Config) -> None:
     if config.teacher is not None:
         count = len(dataset.splits["taught"]["label"])
         print(f"{count:,} reviews without labels have those that {config.teacher} gives them")
-    if (longest := whole_reviewer.longest(config)) < config.max_length:
+    if config.tokens_read < config.max_length:
         segments = f"{config.batch_segments} segments of {config.chop}"
-        print(f"of a review the last {longest:,} tokens are read: a batch has {segments}")
+        read = f"{config.tokens_read:,} tokens are read"
+        print(f"of a review the last {read}: a batch has {segments}")
     (rows, cut, data, _), size = parts["train"], len(parts["train"].rows)
     steps = max(int(part.cut.length.max()) for part in parts.values())
     packing = {"capacity": config.batch_segments, "devices": len(devices)}
@@ -440,7 +449,7 @@ def run(config: Config) -> None:
         folder = stack.enter_context(Run.open("reviews", config))
         scores, seen = Scores(folder), train.Tally()
         gathered = {"scores": scores.epochs, "epoch": seen, "seconds": clock.seconds}
-        keeper = stack.enter_context(Keeper(folder, config, gathered))
+        keeper = stack.enter_context(Keeper(folder, config, gathered, dataset=dataset))
         kept = parallel.place(keeper.restored(kept), devices)
         done = (keeper.epoch - 1) * size
         bar = tqdm(total=config.epochs * size, initial=done, unit=" reviews", disable=None)
@@ -450,7 +459,7 @@ def run(config: Config) -> None:
                 state, metrics = advance(kept.state, data, piece)
                 kept = kept._replace(state=state)
                 metrics = keeper.checked(kept, metrics)
-                now = losses.means(metrics)
+                now = means(metrics)
                 folder.log(int(state.step), epoch=epoch, **now)
                 bar.update(int(np.sum(piece["weight"])))
                 bar.set_postfix(epoch=epoch, loss=f"{now['loss']:.4f}")
@@ -458,11 +467,10 @@ def run(config: Config) -> None:
                 keeper.after_piece(kept)
             clock.end_epoch()
             updates, last = int(kept.state.step), epoch == config.epochs
-            scores.add("train", updates, epoch, losses.means(seen.take()))
+            scores.add("train", updates, epoch, means(seen.take()))
             weights = scored(config, kept.state)
             if config.validation_size:
-                means = score(parts["validation"], weights, data)
-                scores.add("validation", updates, epoch, means)
+                scores.add("validation", updates, epoch, score(parts["validation"], weights, data))
             if select and best(config, scores.metrics()) == epoch:
                 kept = kept._replace(best=parallel.place(weights, devices))
             if last:  # the test reviews are scored once, and not before
@@ -490,6 +498,7 @@ def run(config: Config) -> None:
             devices=devices,
             row=row,
             more=more | chosen(config, scores) | keeper.numbers(),
+            updates=int(kept.state.step),
         )
 
 

@@ -190,10 +190,14 @@ def parse(content: bytes) -> np.ndarray:
 
 
 def _png(content: bytes) -> np.ndarray:
+    from PIL import Image
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes that are refused in any case
             return prepared.decode_png(content)
+    except Image.DecompressionBombError as error:  # by the header: it need not be damaged
+        raise ValueError("an image that is too large") from error
     except ValueError as error:
         raise ValueError(files.reason(error).split(", expected")[0]) from error
     except Exception as error:  # Pillow says SyntaxError of a bad PNG, and what else zlib says

@@ -22,9 +22,10 @@ def check(config: Any) -> None:
     if config.embedding == "gates":
         _gates(config)
     if config.task == "language":
-        for name in ("adversarial", "virtual", "pairs", "pretrained", "embedding"):
-            told = f"{_default(config, name) or 'none'} with --task language"
-            cli.check(config, name, _as_default(config, name), told)
+        _language(config)
+    else:
+        told = f"{_default(config, 'samples')} without --task language"
+        cli.check(config, "samples", _as_default(config, "samples"), told)
     _going_on(config)
     decayed = config.weight_decay > 0 or not config.decay_embeddings
     cli.check(config, "decay_embeddings", decayed, "no, with --weight-decay 0")
@@ -72,6 +73,10 @@ def _paths(config: Any) -> None:
     cli.check(config, "folds", fits, "5 without --ratio-inputs")
     fits = config.pairs == "path" or config.ratio_inputs or config.path_order == 2
     cli.check(config, "path_order", fits, "2 without --pairs path or --ratio-inputs")
+    for name in ("pairs_size", "min_count"):
+        fits = whole_reviewer.knows_runs(config) or _as_default(config, name)
+        told = f"{_default(config, name)} without --pairs or --ratio-inputs"
+        cli.check(config, name, fits, told)
     fits = config.pairs != "input" or not config.ratio_inputs
     cli.check(config, "ratio_inputs", fits, "none with --pairs input")
     known = config.vocabulary_size**config.path_order < 2**63  # a run is one number
@@ -97,6 +102,14 @@ def _gates(config: Any) -> None:
     told = "float32 with --embedding gates"
     cli.check(config, "precision", config.precision == "float32", told)
     cli.check(config, "method", config.method != "unrolled", "fused or scan with gates")
+
+
+def _language(config: Any) -> None:
+    """What a language model has no use for."""
+    names = ("adversarial", "virtual", "pairs", "pretrained", "embedding", "loss", "pooling")
+    for name in names:
+        told = f"{_default(config, name) or 'none'} with --task language"
+        cli.check(config, name, _as_default(config, name), told)
 
 
 def _going_on(config: Any) -> None:

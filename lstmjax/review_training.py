@@ -39,6 +39,10 @@ def make_schedule(config: Any, updates: int):
 def make_optimiser(config: Any, updates: int) -> optax.GradientTransformation:
     """Clipping, Adam, decay, the schedule, and the average of all weights.
 
+    Biases do not decay, and what each word or pair has of its own (vectors, weights of the wide
+    path, "next_bias" of a language model) only with ``decay_embeddings``; all else does, gains of
+    normalisations among it.
+
     Args:
       config: as for ``make_schedule``, with ``clip_norm``, ``weight_decay``, ``decay_embeddings``
         and ``average``.
@@ -46,7 +50,8 @@ def make_optimiser(config: Any, updates: int) -> optax.GradientTransformation:
     """
 
     def decays(params):
-        fixed = {"bias", "b"} | set(() if config.decay_embeddings else ("embed", "pairs", "path"))
+        fixed = {"bias", "b", "bias_c"}
+        fixed |= set() if config.decay_embeddings else {"embed", "pairs", "path", "next_bias"}
         return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in fixed, params)
 
     tx = [optax.scale_by_adam()]

@@ -213,7 +213,7 @@ TASKS = {
     "reviews-language": Row(
         "IMDB, each word from those around it, 72,500 reviews", "after Dai & Le (2015)",
         (
-            ("test_loss", "nats a word on the test reviews", ".3f"),
+            ("test_loss", "nats a word on 500 test reviews", ".3f"),
             ("validation_loss_epochs", "on validation after each epoch", ".3f"),
             ("test_accuracy", "words told right", ".4f"),
             ("tokens_per_second", "words a second", ",.0f"),

@@ -346,6 +346,8 @@ WRONG = [
     ("--c 0", "--c: got '0', expected different numbers above 0, as 0.1,1"),
     ("--c 1,1.0", "--c: got '1,1.0', expected different numbers above 0, as 0.1,1"),
     ("--c inf", "--c: got 'inf', expected different numbers above 0, as 0.1,1"),
+    ("--c=", "--c: got '', expected different numbers above 0, as 0.1,1"),
+    ("--beta=", "--beta: got '', expected different numbers above 0, as 0.1,1"),
     ("--beta 0.5,2", "--beta: got 0.5,2, expected numbers of at most 1"),
     ("--holdouts 0", "--holdouts: got 0, expected an integer of at least 1"),
     ("--validation-size 0", "--validation-size: got 0, expected an integer of at least 1"),

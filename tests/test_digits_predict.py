@@ -71,7 +71,7 @@ REFUSED = {
     "16 bits": (png(IMAGES[0].astype(np.uint16)), "an image of (28, 28) I;16"),
     "narrow": (png(IMAGES[0][:, :27]), "an image of (27, 28) L"),
     "large": (png(np.zeros((512, 512), np.uint8)), "an image of (512, 512) L"),
-    "bomb": (claims(15_000, 15_000), "a PNG that is damaged"),
+    "bomb": (claims(15_000, 15_000), "got an image that is too large, expected a grey PNG"),
     "half a bomb": (claims(10_000, 10_000), "an image of (10000, 10000) L"),
     "cut": (png()[:-40], "a PNG that is damaged"),
     "head alone": (png()[:8], "a PNG that is damaged"),

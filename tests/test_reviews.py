@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,9 +35,11 @@ _spec.loader.exec_module(reviews)
 V = 14
 FAST = reviews.Config(
     vocabulary_size=V, max_length=40, chop=5, batch_segments=12, embedding_size=4, hidden_size=3,
-    pairs_size=6, min_count=2, epochs=4, learning_rate=0.05, validation_size=12, average=0.9,
-    devices=1, save_every="1000", seed=2,
+    epochs=4, learning_rate=0.05, validation_size=12, average=0.9, devices=1,
+    save_every="1000", seed=2,
 )  # fmt: skip
+RUNS = {"pairs_size": 6, "min_count": 2}  # of what counts runs of words
+PATH = {"pairs": "path", "path_loss": 0.5, **RUNS}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -131,14 +134,16 @@ def test_what_decays(embeddings):
     """A gradient of 0 leaves decay alone: θ − α λ θ."""
     options = {"weight_decay": 0.3, "decay_embeddings": embeddings, "average": 0.0}
     config = reviews.Config(learning_rate=0.1, schedule="constant", **options)
-    params = {name: jnp.full(2, 2.0) for name in ("embed", "pairs", "path", "kernel", "bias")}
-    params["forward"] = {name: jnp.full(2, 2.0) for name in ("w_x", "w_h", "b")}
+    own = ("embed", "pairs", "path", "next_bias")
+    params = {name: jnp.full(2, 2.0) for name in (*own, "kernel", "bias")}
+    of_layer = ("w_x", "w_h", "b", "gain_x", "gain_h", "gain_c", "bias_c")
+    params["forward"] = {name: jnp.full(2, 2.0) for name in of_layer}
     tx = reviews.make_optimiser(config, updates=5)
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
     moved = optax.apply_updates(params, updates)
     for path, value in jax.tree_util.tree_leaves_with_path(moved):
         name = path[-1].key
-        stays = name in ("b", "bias") or (name in ("embed", "pairs", "path") and not embeddings)
+        stays = name in ("b", "bias", "bias_c") or (name in own and not embeddings)
         np.testing.assert_allclose(value, 2.0 if stays else 2.0 * (1 - 0.03), rtol=1e-6)
 
 
@@ -162,7 +167,7 @@ def test_pairs_and_ratios_are_of_the_training_part(pairs, order):
     With triples, ratios are inputs.
     """
     config = dataclasses.replace(FAST, pairs=pairs, path_order=order, normalise_embeddings=True)
-    config = dataclasses.replace(config, ratio_inputs=order == 3)
+    config = dataclasses.replace(config, ratio_inputs=order == 3, **RUNS)
     parts, count = reviews.make_parts(config, make_reviews())
     assert 0 < count <= 6 and sorted(parts) == ["test", "train", "validation"]
     held = parts["validation"].rows
@@ -201,7 +206,7 @@ def whole(tmp_path_factory):
         patch.setattr(reviews, "load", lambda config: make_reviews())
         patch.setattr(reviews, "PIECE", 2)
         folder = tmp_path_factory.mktemp("whole") / "run"
-        return folder, *train(folder, pairs="path", path_loss=0.5)
+        return folder, *train(folder, **PATH)
 
 
 def scores_of(folder, split, **settings):
@@ -232,7 +237,7 @@ def test_the_average_of_the_best_epoch_is_tested_once(whole):
     assert len(found) == 4 and max(found) == found[epoch - 1] and epoch < 4
     assert metrics["best_validation_accuracy"] == max(found) > found[0]
     for split, accuracy in (("test", metrics["test_accuracy"]), ("validation", max(found))):
-        own = scores_of(folder, split, pairs="path", path_loss=0.5)
+        own = scores_of(folder, split, **PATH)
         assert own[0] == pytest.approx(accuracy, abs=1e-6)
         if split == "test":
             assert own[1] == pytest.approx(metrics["test_loss"], rel=1e-5)
@@ -264,7 +269,7 @@ def test_the_share_of_fill(whole):
 def test_nothing_depends_on_the_test_reviews(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(reviews, "load", lambda config: make_reviews(test_seed=9))
     monkeypatch.setattr(reviews, "PIECE", 2)
-    record, lines = train(tmp_path / "run", pairs="path", path_loss=0.5)
+    record, lines = train(tmp_path / "run", **PATH)
     assert record["params_sha256"] == whole[1]["params_sha256"]
     assert lines[:-1] == whole[2][:-1] and lines[-1] != whole[2][-1]
 
@@ -286,9 +291,9 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(reviews, "PIECE", 2)
     monkeypatch.setattr(reviews.train.Tally, "add", stop)
     with pytest.raises(RunStopped, match="by SIGTERM and saved"):
-        train(tmp_path / "run", pairs="path", path_loss=0.5)
+        train(tmp_path / "run", **PATH)
     monkeypatch.setattr(reviews.train.Tally, "add", add)
-    again, more = train(None, pairs="path", path_loss=0.5, resume=str(tmp_path / "run"))
+    again, more = train(None, **PATH, resume=str(tmp_path / "run"))
     assert again["params_sha256"] == record["params_sha256"] and more == lines
     del again["metrics"]["tokens_per_second"]
     assert again["metrics"] == {
@@ -421,7 +426,7 @@ def test_what_is_read_beside_vectors_has_drawn_weights_of_its_own(words, tmp_pat
         return first[1]
 
     monkeypatch.setattr(reviews.pretrained, "begun", watch)
-    options = {"ratio_inputs": True, "place_inputs": True, "min_count": 1, "epochs": 1}
+    options = {"ratio_inputs": True, "place_inputs": True, **RUNS, "min_count": 1, "epochs": 1}
     record, _ = train(tmp_path / "run", pretrained=str(folder), **options)
     drawn, own = jax.device_get(first)
     found = load_file(folder / "params.safetensors")
@@ -451,6 +456,25 @@ def test_what_cannot_be_begun_with(settings, text, words, tmp_path):
     with pytest.raises((RunError, reviews.cli.ConfigError), match=text):
         train(tmp_path / "run", pretrained=str(words[0]), epochs=1, **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_was_held_out_by_other_tokens_cannot_be_begun_with(words, tmp_path):
+    """Alike is told by the tokens that are read; at random, they have no say."""
+    folder = tmp_path / "words"
+    shutil.copytree(words[0], folder)
+    config = dataclasses.replace(FAST, chop=2, pretrained=str(folder))
+    assert (config.tokens_read, dataclasses.replace(config, chop=5).tokens_read) == (24, 40)
+    _, begun, _ = reviews.begin(config, {}, ("a", "b"))
+    assert begun.pretrained_sha256 == words[1]["params_sha256"]
+    settings = json.loads((folder / "config.json").read_text()) | {"hold_out": "alike"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    config = dataclasses.replace(config, hold_out="alike")
+    told = f"^--pretrained: {folder} is a run with tokens_read 40, expected 24$"
+    with pytest.raises(RunError, match=told):
+        reviews.begin(config, {}, ("a", "b"))
+    same = dataclasses.replace(config, chop=4)
+    _, begun, _ = reviews.begin(same, {}, ("a", "b"))
+    assert same.tokens_read == 40 and begun.pretrained_sha256 == words[1]["params_sha256"]
 
 
 def test_a_folder_that_is_none_cannot_be_begun_with(whole, tmp_path):
@@ -562,6 +586,12 @@ WRONG = [
     ("--task language --embedding gates", "--embedding: got gates, expected vectors with --task"),
     ("--task language --pretrained x", "--pretrained: got x, expected none with --task language"),
     ("--samples 0", "--samples: got 0, expected an integer of at least 1"),
+    ("--samples 9", "--samples: got 9, expected 1000 without --task language"),
+    ("--pairs-size 9", "--pairs-size: got 9, expected 200000 without --pairs or --ratio-inputs"),
+    ("--min-count 2", "--min-count: got 2, expected 3 without --pairs or --ratio-inputs"),
+    ("--task language --min-count 2", "--min-count: got 2, expected 3 without --pairs or --ratio"),
+    ("--task language --loss squared", "--loss: got squared, expected logistic with --task lang"),
+    ("--task language --pooling max", "--pooling: got max, expected both with --task language"),
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_reviews import FAST, MORE, SMALL, WORDS, read, with_settings, write_run
+from tiny_reviews import FAST, MORE, RUNS, SMALL, WORDS, read, with_settings, write_run
 from tiny_reviews import experiment as reviews
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,14 +31,16 @@ KINDS = {
     "none": {},
     "input": {
         "pairs": "input", "normalise_embeddings": True, "virtual": 0.5, "unlabelled": True,
+        **RUNS,
     },
     "ratios": {
         "ratio_inputs": True, "path_order": 3, "folds": 3, "place_inputs": True, "epochs": 16,
+        **RUNS,
     },
     "path": {
         "pairs": "path", "path_order": 3, "path_loss": 0.5, "tokens": "words", "epochs": 4,
         "validation_size": 12, "select": "best", "directions": "forward", "ratio_inputs": True,
-        "hold_out": "alike",
+        "hold_out": "alike", **RUNS,
     },
     "gates": {
         "embedding": "gates", "cell": "cifg", "loss": "squared", "pooling": "max", "chop": 0,
@@ -365,6 +367,10 @@ def test_a_release_is_made_and_verified(kind, made, tmp_path, capsys):
     text = (release / "MODEL_CARD.md").read_text()
     for name in own:
         assert f"{name} sha256 " in text
+    held = 12 if kind == "path" else 0
+    assert f"| examples | train {52 - held}, validation {held}, test 30 |" in text
+    way = "" if config.directions == "forward" else " in each direction"
+    assert f"| cell | {config.cell}, 1 x 3 units{way} |" in text
     assert ("how much more often" in text) == (kind in ("ratios", "path"))
     assert ("wide path" in text) == (kind == "path") and ("(1 + z) / 2" in text) == (
         kind == "gates"

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tiny_reviews import FAST, MORE, SMALL, read
+from tiny_reviews import FAST, MORE, RUNS, SMALL, read, with_settings
 from tiny_reviews import experiment as reviews
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
@@ -27,7 +27,7 @@ from lstmjax.records import RunError, RunStopped, validate  # noqa: E402
 HELD = 9
 SETTINGS = dataclasses.replace(
     FAST, validation_size=HELD, select="best", hold_out="alike", seed=2, epochs=6,
-    ratio_inputs=True, path_order=3, folds=3,
+    ratio_inputs=True, path_order=3, folds=3, **RUNS,
 )  # fmt: skip
 
 
@@ -179,7 +179,8 @@ def test_a_taught_run_is_given_away_without_its_teacher(teacher, tmp_path, capsy
     assert f"the record's {record['metrics']['test_accuracy']:.4f}" in said
     text = Path("given", "MODEL_CARD.md").read_text()
     assert f"params_sha256 {record['config']['teacher_sha256']}." in text
-    assert "unlabelled 20" in text and "of 30 reviews, 95 % interval" in text
+    assert "| examples | train 43, validation 9, test 30, unlabelled 20 |" in text
+    assert "of 30 reviews, 95 % interval" in text
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(teacher, tmp_path, monkeypatch):
@@ -209,6 +210,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(teacher, tmp_path, monkeypatch):
         ({"hold_out": "random"}, "is a run with hold_out alike, expected random"),
         ({"max_length": 49}, "is a run with max_length 50, expected 49"),
         ({"limit": 40}, "is a run with limit None, expected 40"),
+        ({"batch_segments": 4}, "is a run with tokens_read 50, expected 28"),
+        ({"chop": 3}, "^--teacher: .* is a run with tokens_read 50, expected 33"),
         ({"teacher_sha256": "0" * 64}, "^--teacher-sha256: got 0{64}, expected [0-9a-f]{64}, of"),
         ({"confidence": 0.999999}, "^confidence: got 0.999999, expected less"),
     ],
@@ -217,6 +220,53 @@ def test_who_cannot_teach(settings, text, teacher, tmp_path):
     with pytest.raises((RunError, ConfigError, ValueError), match=text):
         train(tmp_path / "run", teacher, **settings)
     assert not (tmp_path / "run").exists()
+
+
+def test_alike_is_told_by_the_tokens_that_are_read():
+    """So that runs that read more or less of a review hold out others."""
+    held = []
+    for batch_segments in (11, 4, 8):
+        config = dataclasses.replace(SETTINGS, batch_segments=batch_segments)
+        parts, _ = reviews.make_parts(config, reviews.load(config))
+        held.append(set(parts["validation"].rows.tolist()))
+    assert [len(own) for own in held] == [HELD] * 3
+    assert len(held[0] & held[1]) < HELD and held[0] == held[2]
+
+
+@pytest.mark.parametrize("hold_out", ["random", "alike"])
+def test_who_reads_less_cannot_teach_however_is_held_out(hold_out, teacher, tmp_path):
+    own = tmp_path / "short"
+    shutil.copytree(teacher, own)
+    with_settings(batch_segments=4, hold_out=hold_out)(own)
+    with pytest.raises(RunError, match="^--teacher: .*is a run with tokens_read 28, expected 50$"):
+        train(tmp_path / "run", own, hold_out=hold_out)
+
+
+def test_who_reads_as_much_in_other_chops_can_teach(teacher):
+    config = dataclasses.replace(SETTINGS, unlabelled=True, teacher=str(teacher), confidence=0.5)
+    config = dataclasses.replace(config, chop=0, batch_segments=3)
+    data, _, (of_teacher,) = reviews.answered(config, reviews.load(config))
+    assert len(data.splits["taught"]["label"]) == len(MORE)
+    assert (of_teacher.chop, of_teacher.tokens_read, config.tokens_read) == (7, 50, 50)
+
+
+def test_recorded_runs_have_in_common_what_they_have_to():
+    folder, found = Path(__file__).parents[1] / "experiments" / "results", []
+
+    def settings(name):
+        return reviews.Config(**json.loads((folder / name).read_text())["config"])
+
+    for path in sorted(folder.glob("reviews-taught-seed*.json")):
+        teacher = f"teachers/{path.name.replace('taught', 'ratios')}"
+        found.append((settings(path.name), settings(teacher), reviews.HELD_OUT))
+    for path in sorted(folder.glob("reviews-pretrained-seed*.json")):
+        before = settings(path.name.replace("pretrained", "language"))
+        found.append((settings(path.name), before, (*reviews.COMMON, "tokens_read")))
+    assert len(found) >= 11
+    for config, before, names in found:
+        reviews.check(config)
+        assert config.hold_out == "alike" and config.tokens_read == 1_000
+        assert [getattr(config, name) for name in names] == [getattr(before, n) for n in names]
 
 
 def test_a_folder_that_cannot_teach(teacher, tmp_path):

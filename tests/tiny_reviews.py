@@ -20,10 +20,11 @@ SMALL = offline.reviews({"train": 52, "test": 30})
 MORE = offline.reviews({"unlabelled": 20}, seed=7)["unlabelled"][0]
 FAST = experiment.Config(
     data="offline", vocabulary_size=80, max_length=50, chop=7, batch_segments=11, embedding_size=4,
-    hidden_size=3, pairs_size=30, min_count=2, epochs=8, learning_rate=0.05, schedule="constant",
-    average=0.0, validation_size=0, select="last", devices=1, save_every="1000", word_dropout=0.0,
+    hidden_size=3, epochs=8, learning_rate=0.05, schedule="constant", average=0.0,
+    validation_size=0, select="last", devices=1, save_every="1000", word_dropout=0.0,
     embedding_dropout=0.2,
 )  # fmt: skip
+RUNS = {"pairs_size": 30, "min_count": 2}  # of what counts runs of words
 
 
 def read(folder):

@@ -103,7 +103,8 @@ def held_out(
       fields: of the split, from `load`.
       size: fewer than there are.
       seed: 0 or more.
-      how: "random", one by one, or "alike", with those of the same film as far as `alike` can tell.
+      how: "random", one by one, or "alike", with those of the same film as far as `alike` can tell
+        from the ids that `load` has left: of another `max_length`, other reviews are held out.
 
     Returns:
       Both sorted.
