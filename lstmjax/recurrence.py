@@ -33,6 +33,7 @@ from lstmjax.dropout import (
     zoneout_alone,
 )
 from lstmjax.dropout import dropout as drop
+from lstmjax.sharded import each_its_rows, rows_over
 from lstmjax.tangents import varying_like
 
 
@@ -199,6 +200,7 @@ def recur_compiled(
     """
     by_hand = by_hand or {}
     checks.running(reverse, method, unroll, tuple(by_hand))
+    rows_over(xs)
     steps, batch = xs.shape[0], xs.shape[-2]
     valid = checks.valid_steps(steps, batch, mask, lengths)  # here, where lengths have values
     reset = checks.reset_steps(steps, batch, resets)
@@ -231,28 +233,33 @@ def recur_compiled(
 
 @partial(jax.jit, static_argnums=(0, 6, 7), inline=True)
 def _compiled_by_hand(by_hand, params, state, xs, arrays, traced, reverse, unroll):
-    def run(state):
-        return by_hand(params, state, xs, **arrays, **traced, reverse=reverse, unroll=unroll)
+    def run(whole, state, xs, arrays):
+        (params, traced), options = whole, {"reverse": reverse, "unroll": unroll}
+        layer = lambda state: by_hand(params, state, xs, **arrays, **traced, **options)  # noqa: E731
+        return _kept_where_unread(layer, state, arrays, reverse)
 
-    return _kept_where_unread(run, state, arrays, reverse)
+    return each_its_rows(run, (params, traced), state, xs, arrays)
 
 
 @partial(jax.jit, static_argnums=(0, 6, 7, 8, 9), inline=True)
 def _compiled(step, params, state, xs, arrays, traced, static, reverse, method, unroll):
-    state = varying_like(state, (params, traced))  # whose weights differ from device to device
-    # Narrow weights are narrowed at each step anew: a loop's derivative sums what reaches a weight
-    # in the dtype that the weight has outside of it, and bfloat16 has no digits left for that.
-    outside = jax.tree.map(lambda leaf: leaf.astype(checks.wide(leaf.dtype)), params)
+    options = {"reverse": reverse, "method": method, "unroll": unroll}
 
-    def narrow_step(state, x_t, **noise_t):
-        inside = jax.tree.map(lambda kept, leaf: kept.astype(leaf.dtype), outside, params)
-        return step(inside, state, x_t, **dict(static), **traced, **noise_t)
+    def run(whole, state, xs, arrays):
+        params, traced = whole
+        state = varying_like(state, (params, traced))  # whose weights differ by device
+        # Narrow weights are narrowed at each step anew: a loop's derivative sums what reaches a
+        # weight in the dtype that it has outside of it, and bfloat16 has no digits left for that.
+        outside = jax.tree.map(lambda leaf: leaf.astype(checks.wide(leaf.dtype)), params)
 
-    def run(state):
-        options = {"reverse": reverse, "method": method, "unroll": unroll}
-        return recur(narrow_step, state, xs, **arrays, **options)
+        def narrow_step(state, x_t, **noise_t):
+            inside = jax.tree.map(lambda kept, leaf: kept.astype(leaf.dtype), outside, params)
+            return step(inside, state, x_t, **dict(static), **traced, **noise_t)
 
-    return _kept_where_unread(run, state, arrays, reverse)
+        layer = lambda state: recur(narrow_step, state, xs, **arrays, **options)  # noqa: E731
+        return _kept_where_unread(layer, state, arrays, reverse)
+
+    return each_its_rows(run, (params, traced), state, xs, arrays)
 
 
 def _kept_where_unread(

@@ -40,7 +40,7 @@ LAYERS = (
     {"fused_parts"},
     {"pieces"},
     {"recurrence"},
-    {"bptt", "dropout", "initializers", "weight_trees"},
+    {"bptt", "dropout", "initializers", "sharded", "weight_trees"},
     {"tangents"},
     {"checks", "last_words"},
 )
