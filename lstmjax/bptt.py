@@ -125,7 +125,14 @@ def as_truncation(given: Any) -> Truncation | None:
 
 
 def within(truncation: Truncation | None, steps: int) -> Truncation | None:
-    """None where a truncation cuts no error of T steps."""
+    """None where a truncation cuts no error of T steps.
+
+    Raises:
+      ValueError: T is a symbol (``jax.export``), of which nobody knows.
+    """
+    if truncation is not None and not isinstance(steps, int):
+        pair = truncation.k1, truncation.k2
+        raise ValueError(f"truncation: got {pair} with a symbol for T, expected None")
     if truncation is None or truncation.slots * truncation.k1 >= steps:
         return None
     return truncation

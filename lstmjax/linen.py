@@ -23,6 +23,7 @@ A linen module's ``apply`` has a ``method`` of its own: there, ``method`` is set
 Letters: T time, D input, H hidden; ``*batch`` stands for any number of axes.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -361,7 +362,7 @@ def _lengths(inputs: jax.Array, how: dict[str, Any]) -> Any:
     checks.shape("seq_lengths", lengths, batch)
     lengths = lengths.reshape(-1)
     try:
-        checks.valid_steps(steps, len(lengths), None, lengths)
+        checks.valid_steps(steps, lengths.shape[0], None, lengths)
     except ValueError as error:
         raise ValueError(f"seq_{error}") from None  # it speaks of "lengths"
     return lengths
@@ -380,8 +381,9 @@ def _marks(name: str, inputs: jax.Array, how: dict[str, Any]) -> Any:
 def _inward(array: jax.Array, batch_axes: int, time_major: bool) -> jax.Array:
     """[*batch, T, …], or [T, *batch, …], as [T, B, …]."""
     array = array if time_major else jnp.moveaxis(array, batch_axes, 0)
-    steps, batch, rest = np.split(array.shape, (1, 1 + batch_axes))
-    return array.reshape(*steps, np.prod(batch, dtype=int), *rest)
+    steps, *rest = array.shape
+    batch, rest = rest[:batch_axes], rest[batch_axes:]
+    return array.reshape(steps, math.prod(batch), *rest)  # sizes may be symbols: see jax.export
 
 
 def _outward(array: jax.Array, batch: tuple[int, ...], time_major: bool) -> jax.Array:

@@ -186,6 +186,7 @@ def recur_compiled(
       static: options of ``step`` that choose the program, as (name, value) pairs.
       by_hand: by method, ``run(params, state, xs, **arrays, reverse, unroll, **traced)``: the same
         recurrence by other means. They know no noise: with it "fused" is "scan", and others refuse.
+        "fused" is "scan" also where T is a symbol (``jax.export``).
         "fused" is given a ``truncation`` that cuts an error, and others refuse it.
       zoneout_by_hand: whether "fused" is given the masks of zoneout, as ``noise``, where there is
         no other noise.
@@ -216,8 +217,9 @@ def recur_compiled(
         raise ValueError(f"truncation: got {pair} with method {method!r}, expected None")
     if (truncation := bptt.within(truncation, steps)) is not None:
         arrays["truncation"] = truncation
-    knows = method == "fused" and zoneout_by_hand and zoneout_alone(noise)
-    if method in by_hand and (noise is None or knows):
+    knows = noise is None or (method == "fused" and zoneout_by_hand and zoneout_alone(noise))
+    cuts = isinstance(steps, int)  # a derivative by hand cuts them to pieces; see jax.export
+    if method in by_hand and knows and (cuts or method != "fused"):
         if noise is None:
             del arrays["noise"]
         return _compiled_by_hand(
@@ -281,7 +283,7 @@ def _kept_where_unread(
 
 def _begins_anew(mask: jax.Array, resets: jax.Array | None, reverse: bool) -> jax.Array:
     """[B] whether a row's first valid step, in the order of running, resets the state."""
-    if resets is None or not len(mask):
+    if resets is None or mask.shape[0] == 0:
         return jnp.zeros(mask.shape[1:], bool)
     order = slice(None, None, -1 if reverse else 1)
     first = jnp.argmax(mask[order], axis=0)

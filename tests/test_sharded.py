@@ -16,6 +16,7 @@ from lstmjax import (
     bidirectional,
     clipped_adam,
     init_state,
+    linen,
     losses,
     make_train_step,
     parallel,
@@ -154,6 +155,27 @@ def test_larger_layers(mesh, x64):
         both = compiled(run, weights)
         want = both(params, xs, state)
         oracle.assert_close(both(params, spread(mesh, xs, None, "data"), state), want, 1e-12)
+
+
+def test_a_layer_in_the_place_of_flax_s(mesh, x64):
+    rng = np.random.default_rng(5)
+    xs = rng.normal(size=(B, T, 3))
+    layer = linen.LSTM(features=4)
+    params = jax.tree.map(np.float64, layer.init(jax.random.key(0), xs)["params"])
+    weights = rng.normal(size=(B, T, 4))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, argnums=(0, 1))
+    def both(params, xs):
+        hs = layer.apply({"params": params}, xs, seq_lengths=np.arange(B) % T)
+        return oracle.weighted_sum(weights, hs)
+
+    (value, (of_params, of_xs)), rows = both(params, xs), spread(mesh, xs, "data")
+    got, (for_params, for_xs) = both(params, rows)
+    oracle.assert_close((got, for_xs), (value, of_xs), 1e-12)
+    leaves = (tuple(jax.tree.leaves(tree)) for tree in (for_params, of_params))
+    oracle.assert_close(*leaves, 1e-12)
+    assert jax.typeof(for_xs).sharding.spec == P("data", None, None)
 
 
 def test_bounds_and_outside_of_jit(mesh, x64):
