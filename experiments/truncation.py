@@ -184,10 +184,10 @@ def zeros(cell: str, rows: int, hidden: int) -> Any:
 
 def initial(key: jax.Array, cell: str, width: int, sizes: Sizes, tx: Any) -> tuple:
     """(TrainState, the layer's state) before the first sequence."""
-    of_cell, of_head = jax.random.split(key)
+    of_cell, of_head, of_steps = jax.random.split(key, 3)
     weights = CELLS[cell][1](of_cell, width, sizes.hidden_size)
     head = glorot(of_head, (sizes.hidden_size, width), jnp.float32), jnp.zeros(width)
-    state = train.init_state(Params(weights, head), tx, key)
+    state = train.init_state(Params(weights, head), tx, of_steps)
     return state, zeros(cell, sizes.batch_size, sizes.hidden_size)
 
 

@@ -273,12 +273,10 @@ class SequenceModel(nn.Module):
             )
             final, hs = layer(hs, state, mask=mask, key=_key(key, "recurrent", number))
             finals.append(final)
-            of_outputs = _key(key, "locked_dropout", number)
-            hs = locked_dropout(of_outputs, hs, self.locked_dropout)
-        if self.every_step:
-            read = jnp.swapaxes(hs, 0, 1)
-        else:  # the final h as one step: its mask is the one of all steps
-            read = locked_dropout(of_outputs, finals[-1].h[None], self.locked_dropout)[0]
+            if number + 1 == self.num_layers and not self.every_step:
+                hs = final.h[None]  # as one step: its mask is the one of all steps
+            hs = locked_dropout(_key(key, "locked_dropout", number), hs, self.locked_dropout)
+        read = jnp.swapaxes(hs, 0, 1) if self.every_step else hs[0]
         return tuple(finals), self._dense(
             self.output_size, self.head_init, self.head_bias, "head", read
         )

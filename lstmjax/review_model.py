@@ -299,7 +299,8 @@ def deep(model: ReviewModel, params: dict, xs: jax.Array, batch: dict, keys: Any
     """z of each review from what the recurrent layer reads: [R]."""
     hs = outputs(model, params, xs, batch["length"])
     v = pooled(model.pooling, hs, batch["length"], batch["slot"], len(batch["label"]))
-    v = dropout(keys.pooled, v, model.dropout)
+    if keys.pooled is not None:  # used again on purpose: what is perturbed is dropped alike
+        v = dropout(jax.random.clone(keys.pooled), v, model.dropout)
     return (v @ params["kernel"])[:, 0] + params["bias"]
 
 

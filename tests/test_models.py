@@ -425,6 +425,23 @@ def test_every_option_of_a_model_reaches_it(name):
         assert module.make_model(config).input_size == 9
 
 
+@pytest.mark.parametrize("every_step", [False, True])
+def test_no_key_is_used_twice(every_step):
+    """As JAX sees it, of all that draws."""
+    rates = ("dropout", "recurrent_dropout", "weight_drop", "zoneout", "locked_dropout",
+             "embedding_dropout", "word_dropout")  # fmt: skip
+    model = SequenceModel(
+        cell="lstm", hidden_size=3, output_size=2, num_layers=2, vocabulary_size=9, input_size=4,
+        unknown_id=2, padding_id=0, every_step=every_step, **dict.fromkeys(rates, 0.2),
+    )  # fmt: skip
+    ids = np.arange(12).reshape(3, 4) % 9
+    with jax.debug_key_reuse(True):
+        params = jax.jit(model.init)(jax.random.key(0), ids)
+        read = jax.jit(lambda params, key: model.apply(params, ids, key=key)[1])
+        outputs = read(params, jax.random.key(1))
+    assert np.isfinite(outputs).all()
+
+
 @pytest.mark.parametrize("name", ["imdb", "mnist"])
 def test_every_option_of_an_optimiser_reaches_it(name):
     """One update is the step size times g/(g + ε); Adam sees what was clipped."""

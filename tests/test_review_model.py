@@ -272,6 +272,16 @@ def test_no_key_is_used_twice():
     key = jax.random.key(3)
     keys = [*review_model.split_keys(key), review_model.other_key(key)]
     assert len({tuple(np.asarray(jax.random.key_data(k)).tolist()) for k in keys}) == 6
+    model = MODELS["vectors"]
+    rates = {"word_dropout": 0.5, "embedding_dropout": 0.5, "input_dropout": 0.5, "dropout": 0.5}
+    params, batch = jax.tree.map(np.float32, make_params(model)), make_batch()
+    batch = {n: np.float32(a) if a.dtype == np.float64 else a for n, a in batch.items()}
+    with jax.debug_key_reuse(True):  # JAX's own look at it
+        for size, other in ((0.3, 0.0), (0.0, 0.3)):
+            own = dataclasses.replace(model, adversarial=size, virtual=other, **rates)
+            jax.jit(jax.grad(lambda *a, own=own: own.loss_fn(*a)[0]))(
+                params, batch, jax.random.key(4)
+            )
 
 
 def test_a_dropped_word_takes_its_pairs_with_it():
