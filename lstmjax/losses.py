@@ -28,9 +28,18 @@ def squared_error(predictions: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """−log softmax(logits)[label]: logits [B, C] and integer labels [B] give [B]."""
+    """−log softmax(logits)[label]: logits [B, C] and integer labels [B] give [B].
+
+    Raises:
+      ValueError: logits that are not floating, labels that are no integers.
+    """
+    checks.floating("logits", logits)
     checks.shape("labels", labels, logits.shape[:-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise ValueError(f"labels: got dtype {labels.dtype}, expected an integer dtype")
+    # Optax's selects the label in a way that jax 0.12 cannot transpose on an explicit mesh.
+    of_label = jnp.take_along_axis(logits, jnp.asarray(labels)[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - of_label
 
 
 def double_softmax_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -24,6 +24,15 @@ def test_squared_error(rng):
     np.testing.assert_allclose(losses.squared_error(a, b), expected, rtol=1e-5)
 
 
+def test_cross_entropy_wants_logits_and_classes(rng):
+    logits = rng.normal(size=(5, 3))
+    for labels in (np.zeros(5), np.zeros(5, bool)):
+        with pytest.raises(ValueError, match=r"^labels: got dtype \w+, expected an integer dtype$"):
+            losses.cross_entropy(logits, labels)
+    with pytest.raises(ValueError, match="^logits: got dtype int32, expected a floating point"):
+        losses.cross_entropy(np.ones((5, 3), np.int32), np.zeros(5, int))
+
+
 def test_squared_error_refuses_other_shapes(rng):
     with pytest.raises(ValueError, match=r"targets: got shape \[5\], expected \[5, 1\]"):
         losses.squared_error(np.zeros((5, 1)), np.zeros(5))
