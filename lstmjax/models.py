@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from lstmjax import checks
+from lstmjax import checks, sharded
 from lstmjax.dropout import (
     embedding_dropout,
     locked_dropout,
@@ -299,11 +299,11 @@ class SequenceModel(nn.Module):
         if self.word_dropout:
             of_words, ids = _key(key, "word_dropout"), (self.unknown_id, self.padding_id)
             inputs = word_dropout(of_words, inputs, self.word_dropout, ids[0], keep_id=ids[1])
-        if not self.embedding_dropout:
+        if not self.embedding_dropout and not sharded.is_spread(inputs):
             return embed(inputs)
         of_table = _key(key, "embedding_dropout")
         table = embedding_dropout(of_table, embed.embedding, self.embedding_dropout)
-        return jnp.take(table, inputs, axis=0)
+        return sharded.take(table, inputs)
 
     def _dense(self, size: int, kernel_init: Callable, bias_init: Callable, name: str, x):
         inits = {"kernel_init": kernel_init, "bias_init": bias_init}

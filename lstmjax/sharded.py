@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 _BY_STEP = ("mask", "resets")  # arrays [T, B]; all others have their rows before their last axis
@@ -29,6 +30,20 @@ def rows_over(xs: jax.Array) -> tuple[str, ...]:
     if spread:
         raise ValueError(f"xs: got the sharding {spec}, expected one that spreads B alone")
     return names if isinstance(names, tuple) else (names,)
+
+
+def is_spread(array: jax.Array) -> bool:
+    """Whether an array is spread over explicit axes of a mesh."""
+    return any(names is not None for names in jax.typeof(array).sharding.spec)
+
+
+def take(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """The rows of ``table`` [V, E] that ids [...] name, [..., E], spread as these are."""
+    if not is_spread(ids):
+        return jnp.take(table, ids, axis=0)
+    kind = jax.typeof(ids).sharding
+    to = NamedSharding(kind.mesh, PartitionSpec(*kind.spec, None))
+    return table.at[ids].get(mode="fill", out_sharding=to)
 
 
 def each_its_rows(run: Callable, whole: Any, state: Any, xs: jax.Array, arrays: dict) -> Any:

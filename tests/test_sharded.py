@@ -23,6 +23,7 @@ from lstmjax import (
     recurrent_noise,
     stack,
 )
+from lstmjax.models import SequenceModel
 
 T, B = 6, 8
 METHODS = ["fused", "scan", "unrolled"]
@@ -176,6 +177,42 @@ def test_a_layer_in_the_place_of_flax_s(mesh, x64):
     leaves = (tuple(jax.tree.leaves(tree)) for tree in (for_params, of_params))
     oracle.assert_close(*leaves, 1e-12)
     assert jax.typeof(for_xs).sharding.spec == P("data", None, None)
+
+
+@pytest.mark.parametrize("words", [False, True])
+@pytest.mark.parametrize("every_step", [False, True])
+def test_a_model_with_all_that_is_dropped(words, every_step, mesh):
+    rng = np.random.default_rng(6)
+    inputs = rng.integers(0, 20, (B, T)) if words else rng.normal(size=(B, T, 3)).astype("f4")
+    rates = ("dropout", "recurrent_dropout", "weight_drop", "zoneout", "locked_dropout")
+    own = {"vocabulary_size": 20, "unknown_id": 2, "padding_id": 0}
+    own |= {"embedding_dropout": 0.2, "word_dropout": 0.2}
+    model = SequenceModel(
+        cell="lstm", hidden_size=4, output_size=3, num_layers=2, input_size=5,
+        every_step=every_step, **dict.fromkeys(rates, 0.2) | (own if words else {}),
+    )  # fmt: skip
+    params = model.init(jax.random.key(0), inputs)["params"]
+    mask = np.arange(T) <= np.arange(B)[:, None] % T
+
+    def both(key):
+        @jax.jit
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def run(params, inputs, mask):
+            outputs = model.apply({"params": params}, inputs, mask=mask, key=key)[1]
+            return jnp.sum(outputs**2), outputs
+
+        return run
+
+    for key in (None, jax.random.key(7)):
+        run = both(key)
+        (value, outputs), of_params = run(params, inputs, mask)
+        (got, spread_outputs), found = run(
+            spread(mesh, params), spread(mesh, inputs, "data"), spread(mesh, mask, "data")
+        )
+        assert jax.typeof(spread_outputs).sharding.spec[0] == "data"
+        oracle.assert_close((got, spread_outputs), (value, outputs), 1e-5)
+        leaves = (tuple(jax.tree.leaves(tree)) for tree in (found, of_params))
+        oracle.assert_close(*leaves, 1e-5)
 
 
 def test_bounds_and_outside_of_jit(mesh, x64):
