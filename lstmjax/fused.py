@@ -43,7 +43,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.bptt import Truncation, over_slots
-from lstmjax.dropout import Noise, zoned_out
+from lstmjax.dropout import Noise
 from lstmjax.fused_parts import (
     How,
     Inputs,
@@ -70,6 +70,7 @@ from lstmjax.pieces import (
     rows,
     shifted,
     steps_of_a_piece,
+    with_zoneout,
 )
 from lstmjax.recurrence import product
 from lstmjax.tangents import dense, is_zero, varying_like, zero_is_none
@@ -179,7 +180,7 @@ def _forward(how: How, inputs: Inputs, known: Known, keep: str) -> tuple[Any, ja
         if inputs.w_proj is not None:
             h, _ = clip(product(h, inputs.w_proj, kinds), known.proj_clip)
         old, new = state_kind(h_tm1, c_tm1), state_kind(h.astype(kinds.compute), c)
-        after, h_t = hold(valid_t, _with_zoneout(noise_t, old, new), old)
+        after, h_t = hold(valid_t, with_zoneout(noise_t, old, new), old)
         gates = (*gates, g, o) if keep == "gates" else None
         none = keep not in ("gates", "recompute")
         kept = None if none else Kept(gates, after.h if held else None, after.c)
@@ -265,7 +266,7 @@ def _piece_of_tangent(how: How, inputs: Inputs, known: Known, steps: tuple):
                 h = h if to_h_t is None else h + to_h_t
                 h = h if within_t is None else h * within_t
             old, new = state_kind(h_tm1, c_tm1), state_kind(h.astype(kinds.compute), c)
-            return hold(valid_t, _with_zoneout(noise_t, old, new), old)
+            return hold(valid_t, with_zoneout(noise_t, old, new), old)
 
         at = (driven, coefficients, within, to_h)
         at = (*at, known.valid, known.resets, known.noise)
@@ -352,11 +353,6 @@ def _before(how: How, number: jax.Array, inputs: Inputs, kept: Kept, outputs: An
     h = kept.h if kept.h is not None else outputs if outputs is not None else _told(how, kept)
     after = type(inputs.state)(h, kept.c)
     return jax.tree.map(partial(jnp.where, first), inputs.state, after)
-
-
-def _with_zoneout(noise_t: Noise | None, old: Any, new: Any) -> Any:
-    """The state after a step, or its tangent."""
-    return new if noise_t is None else zoned_out(noise_t, noise_t, old, new)
 
 
 def _is_told(inputs: Inputs, known: Known) -> bool:

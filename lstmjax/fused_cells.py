@@ -33,6 +33,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.bptt import Truncation, over_slots
+from lstmjax.dropout import Noise
 from lstmjax.pieces import (
     by_slot,
     cut,
@@ -47,6 +48,7 @@ from lstmjax.pieces import (
     rows,
     shifted,
     steps_of_a_piece,
+    with_zoneout,
 )
 from lstmjax.recurrence import product
 from lstmjax.tangents import dense, is_zero, varying_like, zero_is_none
@@ -70,6 +72,7 @@ class _Known(NamedTuple):
     valid: jax.Array | None  # [T, B] bool
     resets: jax.Array | None  # [T, B] bool
     begins: jax.Array | None  # [T] bool, with a truncation
+    noise: Noise | None  # masks of zoneout, [T, B, H] bool
 
 
 class _How(NamedTuple):
@@ -81,12 +84,13 @@ class _How(NamedTuple):
     cell: str
     truncation: Truncation | None
     piece: int  # steps
+    zoneout: bool
 
 
 class _Kept(NamedTuple):
     """What the forward loop leaves for the derivative, [T, B, H] each."""
 
-    gates: tuple
+    gates: tuple  # of the simple RNN, its own h where the state does not tell it
     h: jax.Array | None  # after each step; None where it is the output
 
 
@@ -108,6 +112,7 @@ def fused(
     reverse: bool = False,
     unroll: int = 1,
     truncation: Truncation | None = None,
+    noise: Noise | None = None,
 ) -> tuple[Any, jax.Array]:
     """``rnn`` or ``gru`` by ``method="fused"``; the arguments are checked by then.
 
@@ -121,13 +126,14 @@ def fused(
       reset_to: a state like ``state``, or None for zeros.
       reverse, unroll: as in ``lstm``.
       truncation: of the derivative, one that cuts an error, or None (bptt.py).
+      noise: masks of zoneout alone, or None.
 
     Returns:
       ``(state, hs [T, B, H])``, as ``rnn`` and ``gru``.
     """
     piece = steps_of_a_piece(len(xs), "gates")
     kinds = checks.dtypes(xs, params)
-    how = _How(kinds, reverse, min(unroll, piece) or 1, cell, truncation, piece)
+    how = _How(kinds, reverse, min(unroll, piece) or 1, cell, truncation, piece, noise is not None)
     # Kept apart from their dtype, so that the gradients of pieces are summed in float32 at least.
     weights = (params.w_x, params.w_h, params.b, getattr(params, "b_n", None))
     weights = [None if w is None else w.astype(kinds.keep) for w in weights]
@@ -135,7 +141,7 @@ def fused(
     def run(how, state, reset_to, xs, at):
         return _recurrence(how, _Inputs(xs, *weights, state, reset_to), _Known(*at))
 
-    return in_parts(run, how, params, state, xs, mask, resets, reset_to)
+    return in_parts(run, how, params, state, xs, mask, resets, reset_to, (noise,))
 
 
 def _recurrence(how: _How, inputs: _Inputs, known: _Known) -> tuple[Any, jax.Array]:
@@ -160,13 +166,14 @@ def _forward(how: _How, inputs: _Inputs, known: _Known, keep: bool) -> tuple[Any
     step = {"after": _gru_after, "before": _gru_before}.get(how.cell, _rnn)
 
     def body(state, at_t):
-        x_t, valid_t, reset_t = at_t
+        x_t, valid_t, reset_t, noise_t = at_t
         old = reset(reset_t, inputs.reset_to, state)
         h, gates = step(how, inputs, x_t, old.h)
-        after, h_t = hold(valid_t, state_kind(h.astype(kinds.compute)), old)
+        new = with_zoneout(noise_t, old, state_kind(h.astype(kinds.compute)))
+        after, h_t = hold(valid_t, new, old)
         return after, (h_t, _Kept(gates, after.h if held else None) if keep else None)
 
-    at = (inputs.xs, known.valid, known.resets)
+    at = (inputs.xs, known.valid, known.resets, known.noise)
     final, (hs, kept) = jax.lax.scan(body, inputs.state, at, reverse=how.reverse, unroll=how.unroll)
     return final, hs, kept
 
@@ -218,13 +225,14 @@ def _piece_of_tangent(how: _How, inputs: _Inputs, known: _Known, kept: _Kept):
         driven, slots = driven_by_slot(lambda dot_x: driven_by(given._replace(xs=dot_x)), given.xs)
 
         def body(state, at_t):
-            driven_t, known_t, valid_t, reset_t = at_t
+            driven_t, known_t, valid_t, reset_t, noise_t = at_t
             old = reset(reset_t, reset_to, state)
             h = step(old.h, driven_t, known_t)
-            return hold(valid_t, state_kind(h.astype(kinds.compute)), old)
+            new = with_zoneout(noise_t, old, state_kind(h.astype(kinds.compute)))
+            return hold(valid_t, new, old)
 
-        at = (driven, coefficients, known.valid, known.resets)
-        body = over_slots(how.truncation, body, (slots, None, None, None))
+        at = (driven, coefficients, known.valid, known.resets, known.noise)
+        body = over_slots(how.truncation, body, (slots, *[None] * (len(at) - 1)))
         at = (known.begins, at)
         return jax.lax.scan(body, state, at, reverse=how.reverse, unroll=how.unroll)
 
@@ -239,17 +247,15 @@ def _rnn(how: _How, inputs: _Inputs, x: jax.Array, h_tm1: jax.Array) -> tuple:
     s = product(x, inputs.w_x, kinds) + product(h_tm1, inputs.w_h, kinds)
     s = s if inputs.b is None else s + rows(inputs.b, s)
     h = {"tanh": jnp.tanh, "relu": jax.nn.relu, "linear": lambda s: s}[how.cell](s)
-    # The output tells the derivative, unless it was rounded.
-    return h, (h,) if how.cell == "tanh" and kinds.keep != kinds.compute else ()
+    # The output tells the derivative, unless it was rounded or is an old one.
+    rounded = how.cell == "tanh" and kinds.keep != kinds.compute
+    return h, (h,) if rounded or (how.zoneout and how.cell != "linear") else ()
 
 
 def _rnn_derivative(how: _How, inputs: _Inputs, kept: _Kept, h_tm1: jax.Array):
-    kinds = how.kinds
-    if how.cell == "tanh":
-        h = kept.gates[0] if kept.gates else kept.h
-        k = 1 - h * h
-    else:
-        k = (kept.h > 0).astype(kinds.keep) if how.cell == "relu" else None
+    kinds, h = how.kinds, kept.gates[0] if kept.gates else kept.h
+    k = {"tanh": lambda: 1 - h * h, "relu": lambda: (h > 0).astype(kinds.keep)}
+    k = k[how.cell]() if how.cell in k else None
 
     def driven_by(given):
         return _from_x(how, inputs, given) + _from_h(how, inputs.w_h.shape[1], h_tm1, given.w_h)

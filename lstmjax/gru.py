@@ -131,8 +131,9 @@ def gru(
       state: ``GRUState(h [B, H])`` before the first step, or None for zeros.
       reset_after: as in ``gru_step``.
       mask, lengths, resets, reset_to, reverse, noise, unroll, truncation: as in ``lstm``.
-      method: "fused" (a scan whose derivative is written by hand: fused_cells.py; with ``noise`` it
-        is "scan"), "scan" or "unrolled", as in ``lstm``; the results are the same.
+      method: "fused" (a scan whose derivative is written by hand: fused_cells.py; with ``noise``
+        other than masks of zoneout it is "scan"), "scan" or "unrolled", as in ``lstm``; the results
+        are the same.
 
     Returns:
       ``(GRUState, hs [T, B, H])``, with the rules of ``lstm`` for invalid steps.
@@ -168,6 +169,7 @@ def gru(
         method=method,
         unroll=unroll,
         truncation=truncation,
+        zoneout_by_hand=True,
     )
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lstmjax import checks
 from lstmjax.bptt import oldest, spread
+from lstmjax.dropout import Noise, zoned_out
 from lstmjax.recurrence import product, zeroed
 from lstmjax.tangents import varying_like
 
@@ -171,6 +172,11 @@ def hold(valid_t: jax.Array | None, new: Any, old: Any) -> tuple[Any, jax.Array]
     where = valid_t[:, None]
     after = jax.tree.map(lambda a, b: jnp.where(where, a, b), new, old)
     return after, jnp.where(where, new.h, jnp.zeros_like(new.h))
+
+
+def with_zoneout(noise_t: Noise | None, old: Any, new: Any) -> Any:
+    """The state after a step, or its tangent, with the masks of zoneout at that step, or None."""
+    return new if noise_t is None else zoned_out(noise_t, noise_t, old, new)
 
 
 def rows(v: jax.Array, like: jax.Array) -> jax.Array:

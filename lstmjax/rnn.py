@@ -110,8 +110,9 @@ def rnn(
       state: ``RNNState(h [B, H])`` before the first step, or None for zeros.
       activation: "tanh", "relu" or "linear".
       mask, lengths, resets, reset_to, reverse, noise, unroll, truncation: as in ``lstm``.
-      method: "fused" (a scan whose derivative is written by hand: fused_cells.py; with ``noise`` it
-        is "scan"), "scan" or "unrolled", as in ``lstm``; the results are the same.
+      method: "fused" (a scan whose derivative is written by hand: fused_cells.py; with ``noise``
+        other than masks of zoneout it is "scan"), "scan" or "unrolled", as in ``lstm``; the results
+        are the same.
 
     Returns:
       ``(RNNState, hs [T, B, H])``, with the rules of ``lstm`` for invalid steps.
@@ -147,6 +148,7 @@ def rnn(
         method=method,
         unroll=unroll,
         truncation=truncation,
+        zoneout_by_hand=True,
     )
 
 

@@ -60,7 +60,7 @@ def over_time(kind, steps=T):
     return options
 
 
-def run(cell, kind, method, of=differentiated, dtype=np.float64, steps=T):
+def run(cell, kind, method, of=differentiated, dtype=np.float64, steps=T, **how):
     """``of(loss)(arguments)`` as one program; what is masked in xs is NaN."""
     arguments, weights = problem(cell, dtype, steps)
     options = over_time(kind, steps)
@@ -71,7 +71,7 @@ def run(cell, kind, method, of=differentiated, dtype=np.float64, steps=T):
 
     def loss(params, xs, state, reset_to):
         to = reset_to if "resets" in options else None
-        outputs = layer(params, xs, state, reset_to=to, method=method, **own, **options)
+        outputs = layer(params, xs, state, reset_to=to, method=method, **own, **options, **how)
         return oracle.weighted_sum(weights, outputs)
 
     return jax.jit(of(loss), compiler_options=QUICK)(*arguments)
@@ -218,6 +218,68 @@ def test_shard_map_over_the_batch_changes_nothing(cell, steps, x64):
     oracle.assert_close(got, want, 1e-12)
 
 
+def zoned(cell, steps=T, dtype=np.float64):
+    """Masks of zoneout for a problem."""
+    (params, xs, *_), _ = problem(cell, dtype, steps)
+    return recurrent_noise(jax.random.key(83), params, xs, zoneout_h=0.4)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("masks, reverse", T), ("masks", 40), ("reverse", 37)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_zoneout_is_the_scans(cell, kind, steps, x64):
+    noise = zoned(cell, steps)
+    fused, scan = (
+        run(cell, kind, method, steps=steps, noise=noise) for method in ("fused", "scan")
+    )
+    oracle.assert_close(fused, scan, 1e-12)
+    without = run(cell, kind, "fused", steps=steps)
+    assert abs(fused[0] - without[0]) > 1e-3
+
+
+@pytest.mark.parametrize("cell", ["tanh", "relu", "after", "before"])
+@pytest.mark.parametrize("truncation", [(3, 3), (2, 6)])
+def test_truncated_zoneout_is_the_scans(cell, truncation, x64):
+    how = {"steps": 37, "noise": zoned(cell, 37), "truncation": truncation}
+    fused, scan = (run(cell, "masks", method, **how) for method in ("fused", "scan"))
+    oracle.assert_close(fused, scan, 1e-12)
+
+
+@pytest.mark.parametrize("cell", ["tanh", "relu", "after", "before"])
+def test_zoneout_in_fewer_digits(cell):
+    """What was rounded is not what the derivative reads."""
+    noise = zoned(cell, dtype=np.float32)
+    for dtype, tolerance in ((np.float32, 1e-6), (jnp.bfloat16, 0.05)):
+        fused, scan = (
+            run(cell, "masks", method, dtype=dtype, noise=noise) for method in ("fused", "scan")
+        )
+        for got, want in zip(jax.tree.leaves(fused), jax.tree.leaves(scan), strict=True):
+            got, want = np.float64(got), np.float64(want)
+            np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * np.abs(want).max())
+
+
+@pytest.mark.parametrize("cell", ["tanh", "after", "before"])
+def test_zoneout_forwards_and_twice(cell, x64):
+    noise = zoned(cell)
+
+    def twice(loss):
+        def of_a_line(t, arguments):
+            moved = jax.tree.map(lambda a: a + t * jnp.cos(a), arguments)
+            return loss(*moved)
+
+        def taken(*arguments):
+            arguments = (arguments[0], jnp.nan_to_num(arguments[1]), *arguments[2:])
+            slope = jax.jacfwd(of_a_line)
+            return slope(0.0, arguments), jax.jacrev(slope)(0.0, arguments)
+
+        return taken
+
+    fused, scan = (
+        run(cell, "masks", method, of=twice, noise=noise) for method in ("fused", "scan")
+    )
+    oracle.assert_close(fused, scan, 1e-11)
+    assert abs(scan[1]) > 1e-3
+
+
 @pytest.mark.parametrize("cell", ["tanh", "before"])
 def test_noise_goes_by_the_scan(cell, x64):
     layer, own, *_ = CELLS[cell]
@@ -263,13 +325,13 @@ def test_bfloat16_is_the_scans_to_its_precision(cell):
 PRODUCTS = {"tanh": (1, 3), "linear": (1, 3), "after": (1, 3), "before": (2, 4)}
 
 
-def backward(cell, method, steps=T, argnums=(0, 1)):
+def backward(cell, method, steps=T, argnums=(0, 1), **how):
     """The scans, and the products outside of them, of a gradient."""
     layer, own, *_ = CELLS[cell]
     (params, xs, *_), _ = problem(cell, np.float32, steps)
 
     def loss(params, xs):
-        return jnp.sum(layer(params, xs, method=method, **own)[1] ** 2)
+        return jnp.sum(layer(params, xs, method=method, **own, **how)[1] ** 2)
 
     return loops_and_products(jax.make_jaxpr(jax.grad(loss, argnums))(params, xs).jaxpr)
 
@@ -279,11 +341,13 @@ def sums_weights(body):
     return {v.aval.shape for v in body.outvars} - {(B, H)} != set()
 
 
+@pytest.mark.parametrize("zoneout", [False, True])
 @pytest.mark.parametrize("cell", PRODUCTS)
-def test_the_backward_loop_holds_no_gradient_of_weights(cell):
+def test_the_backward_loop_holds_no_gradient_of_weights(cell, zoneout):
     """And the scan's does: a test that could not tell them apart would say nothing."""
     for method in ("fused", "scan"):
-        scans, outside = backward(cell, method)
+        noise = zoned(cell, dtype=np.float32) if zoneout else None
+        scans, outside = backward(cell, method, noise=noise)
         assert len(scans) == 2
         body = scans[1].params["jaxpr"].jaxpr
         found = loops_and_products(body)[1], outside
